@@ -1,0 +1,38 @@
+"""Randomized smoothing for the Adversarial Robustness Toolbox: train, predict, certify.
+
+Public names are imported when first used, so that `import art_rs_plugin` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ABSTAIN": "art_rs_plugin.core.certificate",
+    "Certificate": "art_rs_plugin.core.certificate",
+    "CertificationError": "art_rs_plugin.voting",
+    "GaussianAugmentationTrainer": "art_rs_plugin.trainers",
+    "RandomizedSmoothingPyTorch": "art_rs_plugin.estimator",
+    "VoteCertificate": "art_rs_plugin.core.certificate",
+}
+
+__all__ = ["__version__", *_WHERE]
+
+if TYPE_CHECKING:
+    from art_rs_plugin.core.certificate import ABSTAIN as ABSTAIN
+    from art_rs_plugin.core.certificate import Certificate as Certificate
+    from art_rs_plugin.core.certificate import VoteCertificate as VoteCertificate
+    from art_rs_plugin.estimator import RandomizedSmoothingPyTorch as RandomizedSmoothingPyTorch
+    from art_rs_plugin.trainers import GaussianAugmentationTrainer as GaussianAugmentationTrainer
+    from art_rs_plugin.voting import CertificationError as CertificationError
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,314 @@
+"""ART's PyTorchClassifier as its users expect it: needs a model alone, takes what it is given, pickles anywhere.
+
+Everything here is about the base classifier f and ART's plumbing; nothing is about smoothing. What differs from ART's
+own class: the loss defaults to cross-entropy; `input_shape` and `nb_classes` are inferred; inputs and labels are
+checked and may be arrays or tensors; parameters round-trip; pickles hold all they need and load without the first
+device.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.votes import ModelOutputError, mode
+
+
+class TorchClassifier(PyTorchClassifier):
+    """ART's PyTorchClassifier with everything but the model optional.
+
+    :param model: Maps float32 (m, *input_shape) to logits (m, nb_classes), at least two of them.
+    :param loss: A torch loss with a `reduction`; cross-entropy if None.
+    :param input_shape: Shape of one input without the batch dimension; that of the first `x` if None.
+    :param nb_classes: Number of classes; from the last linear layer or the first forward pass if None.
+    :param optimizer: Needed only to fit.
+    :param kwargs: All else that ART's PyTorchClassifier takes. `device_type` defaults to "gpu" where there is one.
+    :raises ValueError, TypeError: Each with name, rule and value.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        loss: Any = None,
+        input_shape: tuple[int, ...] | None = None,
+        nb_classes: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        device_type: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+        super().__init__(
+            model=model,
+            loss=torch.nn.CrossEntropyLoss() if loss is None else loss,
+            input_shape=None if input_shape is None else tuple(input_shape),
+            nb_classes=nb_classes,
+            optimizer=optimizer,
+            device_type=_device_type(device_type),
+            **kwargs,
+        )
+        self._understood = False  # whether a forward pass has confirmed `input_shape` and `nb_classes`
+        self._nb_classes_guessed = nb_classes is None
+        if nb_classes is None:
+            self.nb_classes = _width_of_last_layer(model)
+
+    @property
+    def nb_classes(self) -> int:
+        """Number of classes; ValueError while nobody has said and nothing tells."""
+        if self._nb_classes is None:
+            raise ValueError(
+                "`nb_classes` is not known yet: the model's last layer does not tell, and no x was seen; "
+                "pass nb_classes=... or call predict or certify first"
+            )
+        return self._nb_classes
+
+    @nb_classes.setter
+    def nb_classes(self, nb_classes: int | None) -> None:
+        if nb_classes is not None and checks.whole("nb_classes", nb_classes) < 2:
+            raise ValueError(
+                f"`nb_classes` must be at least 2, got {nb_classes}: a model with one output z names no class; "
+                "give it one logit a class, such as (0, z)"
+            )
+        self._nb_classes: int | None = None if nb_classes is None else int(nb_classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension; ValueError before the first `x` if nobody has said."""
+        if self._input_shape is None:
+            raise ValueError(
+                "`input_shape` is not known yet: no x was seen; pass input_shape=... or call predict or certify first"
+            )
+        return self._input_shape
+
+    def get_params(self) -> dict[str, Any]:
+        """All of `estimator_params` and their values; None for what is not known yet."""
+        unknown = {"nb_classes": self._nb_classes, "input_shape": self._input_shape}
+        return {name: unknown[name] if name in unknown else getattr(self, name) for name in self.estimator_params}
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, with the checks of the constructor: all of them, or none if one is refused."""
+        before = self.__dict__.copy()
+        try:
+            model = kwargs.pop("model", self.model)
+            if model is not self.model:
+                self._model = self._make_model_wrapper(model)
+            if isinstance(kwargs.get("preprocessing"), tuple):
+                mean, std = kwargs["preprocessing"]
+                kwargs["preprocessing"] = StandardisationMeanStdPyTorch(mean=mean, std=std)
+            device_type = _device_type(kwargs.pop("device_type", self._device_type))
+            super().set_params(**kwargs)
+            self._place(device_type)
+            self._nb_classes_guessed &= kwargs.get("nb_classes") is None
+            self._understood = False
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            self._update_preprocessing_operations()
+            raise
+
+    def clone_for_refitting(self) -> TorchClassifier:
+        """A new estimator of the same settings and architecture with fresh weights and a fresh optimizer, if any."""
+        params = self.get_params()
+        model = copy.deepcopy(params.pop("model"))
+        optimizer = params.pop("optimizer")
+        if optimizer is not None:
+            optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)
+        clone = type(self)(model, optimizer=optimizer, **params)
+        clone.reset()
+        return clone
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, on the CPU, in the pickle itself; model and optimizer keep sharing their parameters."""
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_model_wrapper", "_device", "_features")}
+        state["_model"] = self.model
+        state = copy.deepcopy(state)
+        _move(state["_model"], state, torch.device("cpu"))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Back onto the kind of device it was on, or the CPU, with a warning, where there is none."""
+        self.__dict__.update(state)
+        self._model = self._make_model_wrapper(state["_model"])
+        self._place(_device_type(self._device_type))
+
+    def _place(self, device_type: str) -> None:
+        """Move model, loss, optimizer and preprocessing to a device of that type."""
+        self._device_type = device_type
+        self._device = torch.device("cpu" if device_type == "cpu" else f"cuda:{torch.cuda.current_device()}")
+        _move(self.model, self.__dict__, self._device)
+
+    def __repr__(self) -> str:
+        params = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        return f"{type(self).__name__}({params})"
+
+    def _inputs(self, x: Any) -> torch.Tensor:
+        """`x` as float32 (m, *input_shape) where it lies, checked; the first one also says what the model is."""
+        x = _tensor("x", x)
+        if not x.is_floating_point():
+            raise TypeError(
+                f"`x` must be floating point, got {x.dtype}: sigma and radius are in the unit of x; "
+                "pass x / 255 for pixels from 0 to 255"
+            )
+        x = x.to(torch.float32)
+        if x.ndim < 2 or (self._input_shape is not None and x.shape[1:] != self._input_shape):
+            wanted = "(m, ...)" if self._input_shape is None else f"(m, {', '.join(map(str, self._input_shape))})"
+            hint = "; pass x[None] for a single input" if x.shape == self._input_shape else ""
+            raise ValueError(f"`x` must have shape {wanted}, got {tuple(x.shape)}{hint}")
+        finite = torch.isfinite(x).flatten(1).all(dim=1)
+        if not finite.all():
+            row = int(torch.argmin(finite.to(torch.uint8)))
+            raise ValueError(f"`x` must be finite, got NaN or infinity in x[{row}]")
+        if not self._understood and len(x):
+            self._understand(x[:2])
+        return x
+
+    def _understand(self, x: torch.Tensor) -> None:
+        """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""
+        x = x.to(self._device)
+        try:
+            with mode(self.model, training=False), torch.no_grad():
+                logits = self._logits(torch.cat([x, x])[:2])
+        except Exception as error:
+            raise ValueError(
+                f"the model must accept x of shape {tuple(x.shape)} and dtype float32, got {type(error).__name__}: "
+                f"{error}"
+            ) from error
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 2:
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ModelOutputError(f"the model must return logits of shape (m, nb_classes) for m inputs, got {got}")
+        if self._nb_classes_guessed:
+            self.nb_classes = logits.shape[1]
+        elif logits.shape[1] != self._nb_classes:
+            raise ModelOutputError(
+                f"the model must return `nb_classes` = {self._nb_classes} logits, got {logits.shape[1]}"
+            )
+        self._input_shape = tuple(x.shape[1:])
+        self._understood = True
+
+    def _logits(self, x: torch.Tensor, fit: bool = False) -> torch.Tensor:
+        """Logits of f in input coordinates: preprocessing, then the model; differentiable in `x`."""
+        logits: torch.Tensor = self.model(self._preprocessed(x, fit))
+        return logits
+
+    def _preprocessed(self, x: torch.Tensor, fit: bool) -> torch.Tensor:
+        if all(map(_is_identity, self.preprocessing_operations)):
+            return x
+        if self.all_framework_preprocessing:
+            result: torch.Tensor = self._apply_preprocessing(x, None, fit=fit, no_grad=False)[0]
+            return result
+        through_arrays: torch.Tensor = _ArrayPreprocessing.apply(x, self, fit)
+        return through_arrays
+
+    def _labels(self, y: Any, m: int) -> torch.Tensor:
+        """Labels for `m` inputs, indices or one row a label, as class distributions: float32 (m, nb_classes)."""
+        y = _tensor("y", y).to(self._device)
+        y = y if y.is_floating_point() else y.long()
+        if y.shape in ((m,), (m, 1)):
+            y = y.reshape(m)
+            wrong = (y != y.long()) | (y < 0) | (y >= self.nb_classes)
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"`y` must hold classes from 0 to {self.nb_classes - 1}, got {y[row].item()} at y[{row}]"
+                )
+            return torch.nn.functional.one_hot(y.long(), self.nb_classes).float()
+        if y.shape != (m, self.nb_classes):
+            raise ValueError(
+                f"`y` must have shape ({m},) or ({m}, {self.nb_classes}) for {m} inputs, got {tuple(y.shape)}"
+            )
+        y = y.float()
+        total = y.sum(dim=1)
+        # ART derives labels from predict where none are given: an abstention is a zero row there, and then all ones
+        abstained = (y == y[:, :1]).all(dim=1)
+        wrong = ~abstained & ((y < 0).any(dim=1) | ~((total - 1).abs() < 1e-3))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"`y` must hold class distributions, got a row that sums to {total[row]:.6g} at y[{row}]")
+        if abstained.any():
+            warnings.warn(
+                f"{int(abstained.sum())} of {m} labels name no class, as after an abstention of predict: a uniform "
+                "target takes their place; pass the true labels as `y`",
+                stacklevel=4,
+            )
+        return torch.where(abstained[:, None], torch.full_like(y, 1.0 / self.nb_classes), y)
+
+    def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The estimator's loss for every row by itself, whatever its `reduction`; `target` as from `_labels`."""
+        if not hasattr(self._loss, "reduction"):
+            raise TypeError(f"`loss` must have a `reduction`, as torch's losses do, got {type(self._loss).__name__}")
+        loss = copy.copy(self._loss)
+        loss.reduction = "none"
+        value: torch.Tensor = loss(logits, self.reduce_labels(target))
+        return value.flatten(1).mean(dim=1) if value.ndim > 1 else value
+
+
+class _ArrayPreprocessing(torch.autograd.Function):
+    """ART's NumPy preprocessing inside a torch graph, with ART's own estimate of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, estimator: TorchClassifier, fit: bool) -> torch.Tensor:
+        array = x.detach().cpu().numpy()
+        ctx.array, ctx.estimator, ctx.fit = array, estimator, fit
+        result = np.asarray(estimator._apply_preprocessing(array, None, fit=fit)[0], dtype=np.float32)
+        return torch.from_numpy(result).to(x.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None, None]:
+        gradient = gradients[0]
+        estimate = ctx.estimator._apply_preprocessing_gradient(ctx.array, gradient.cpu().numpy(), fit=ctx.fit)
+        return torch.from_numpy(np.asarray(estimate, dtype=np.float32)).to(gradient.device), None, None
+
+
+def _device_type(device_type: str | None) -> str:
+    if device_type is None:
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    checks.one_of("device_type", device_type, ("gpu", "cpu"))
+    if device_type == "gpu" and not torch.cuda.is_available():
+        warnings.warn('`device_type` is "gpu" and torch finds none: this estimator runs on the CPU', stacklevel=4)
+        return "cpu"
+    return device_type
+
+
+def _width_of_last_layer(model: torch.nn.Module) -> int | None:
+    """Outputs of the last layer if it is linear: a first guess, which the first forward pass confirms or corrects."""
+    last = list(model.modules())[-1]
+    return last.out_features if isinstance(last, torch.nn.Linear) else None
+
+
+def _is_identity(operation: Any) -> bool:
+    standardises = isinstance(operation, StandardisationMeanStdPyTorch)
+    return standardises and bool(np.all(operation.mean == 0) and np.all(operation.std == 1))
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    """An array, or what NumPy makes one of, as a tensor; a tensor as it is, without its graph."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must be an array or tensor of numbers, got dtype {array.dtype}")
+    # torch wants native byte order, positive strides and memory it may write to
+    return torch.from_numpy(
+        np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements=["C", "W"])
+    )
+
+
+def _move(model: torch.nn.Module, attributes: dict[str, Any], device: torch.device) -> None:
+    """Move `model` and what belongs to it among an estimator's `attributes`."""
+    model.to(device)
+    if isinstance(attributes["_loss"], torch.nn.Module):
+        attributes["_loss"].to(device)
+    if attributes["_optimizer"] is not None:
+        # loading its own state moves it to where the parameters now are
+        attributes["_optimizer"].load_state_dict(attributes["_optimizer"].state_dict())
+    for operation in attributes["preprocessing_operations"]:
+        if hasattr(operation, "_device"):
+            operation._device = device

@@ -1,0 +1,55 @@
+"""Checks of a user's options: each raises a ValueError or TypeError that gives name, rule and value."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import Any, SupportsFloat, TypeVar
+
+T = TypeVar("T")
+
+
+def in_unit_interval(name: str, value: SupportsFloat) -> float:
+    """`value` as a float, if it lies strictly between 0 and 1; ValueError or TypeError if not."""
+    number = _real(name, value)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"`{name}` must be in (0, 1), got {value!r}")
+    return number
+
+
+def positive(name: str, value: SupportsFloat) -> float:
+    """`value` as a float, if it is finite and above 0; ValueError or TypeError if not."""
+    number = _real(name, value)
+    if not (number > 0.0 and math.isfinite(number)):
+        raise ValueError(f"`{name}` must be a finite number above 0, got {value!r}")
+    return number
+
+
+def whole(name: str, value: Any, *, minimum: int = 1) -> int:
+    """`value` as an int, if it is a whole number of at least `minimum`; ValueError or TypeError if not."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}")
+    if number < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value!r}")
+    return number
+
+
+def one_of(name: str, value: T, choices: Collection[T]) -> T:
+    """`value`, if it is among `choices`; ValueError that lists them if not."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def _real(name: str, value: SupportsFloat) -> float:
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number, got {value!r}") from None

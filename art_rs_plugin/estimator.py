@@ -1,0 +1,180 @@
+"""RandomizedSmoothingPyTorch: a PyTorch model, smoothed, with ART's face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from art_rs_plugin.classifier import TorchClassifier
+from art_rs_plugin.core import checks
+from art_rs_plugin.core.certificate import check_votes
+from art_rs_plugin.fitting import Fitting
+from art_rs_plugin.noise import Gaussian, NoNoise
+from art_rs_plugin.smoothed import Draws, Objective, expected_loss, mean_softmax_gradient, smoothadv
+from art_rs_plugin.votes import mode
+from art_rs_plugin.voting import Voting
+
+OBJECTIVES: dict[str, Callable[[TorchClassifier], Objective]] = {
+    "expected_loss": lambda estimator: expected_loss(estimator._loss_per_row),
+    "smoothadv": lambda _: smoothadv(),
+}
+
+
+class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
+    """The smoothed classifier g(x) = argmax over c of P(f(x + N(0, sigma^2 I)) = c) of a PyTorch model f.
+
+    `predict` and `certify` are of g, and so are losses and gradients, which is why ART's white-box attacks attack g.
+    Noise is added in input coordinates, before any preprocessing, so sigma and radii are in the unit of `x`. The
+    guarantee speaks of a model whose output for an input is a function of that input alone, in evaluation mode.
+
+    :param model: f, from float32 (m, *input_shape) to logits (m, nb_classes).
+    :param sigma: Standard deviation of the noise, finite and above 0.
+    :param n0: Votes that select the class to certify.
+    :param n: Votes that bound its probability.
+    :param alpha: Probability that a certificate is wrong, at most; in (0, 1).
+    :param seed: A whole number makes every call repeatable; None draws a seed from the operating system for every call.
+    :param loss: A torch loss with a `reduction`; cross-entropy if None.
+    :param input_shape: Shape of one input; that of the first `x` if None.
+    :param nb_classes: Number of classes; from the model's last layer or first forward pass if None.
+    :param optimizer: Needed only to fit.
+    :param kwargs: All else that ART's PyTorchClassifier takes.
+    :raises ValueError, TypeError: Each with name, rule and value.
+    """
+
+    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        sigma: float,
+        *,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        seed: int | None = None,
+        loss: Any = None,
+        input_shape: tuple[int, ...] | None = None,
+        nb_classes: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.sigma, self.n0, self.n, self.alpha, self.seed = sigma, n0, n, alpha, seed
+        self._check_smoothing()
+        # Gradient and training noise goes on from call to call: repeatable as a run, fresh at every step.
+        self._gradient_calls = 0
+        self._epochs = 0
+        super().__init__(
+            model, loss=loss, input_shape=input_shape, nb_classes=nb_classes, optimizer=optimizer, **kwargs
+        )
+
+    @property
+    def noise(self) -> Gaussian:  # type: ignore[override]
+        """The noise distribution, which knows the radius it gives."""
+        return Gaussian(self.sigma)
+
+    def loss_gradient(
+        self,
+        x: Any,
+        y: Any,
+        training_mode: bool = False,
+        *,
+        num_samples: int = 32,
+        objective: str = "expected_loss",
+        base: bool = False,
+        sampling: bool = True,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Gradient in `x` of the smoothed classifier's loss, for every input by itself.
+
+        :param x: Inputs (m, *input_shape), array or tensor.
+        :param y: Labels, (m,) indices or (m, nb_classes) one-hot, array or tensor.
+        :param num_samples: Noise draws per input, fresh at every call.
+        :param objective: "expected_loss", the mean loss over the draws (Cohen et al. 2019, Appendix J.3), or
+            "smoothadv", -log of the mean softmax probability of the label (Salman et al. 2019).
+        :param base: True for the base classifier's gradient, without noise; so does ART's own `sampling=False`.
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :return: (m, *input_shape), float32: a tensor on the estimator's device if `x` is a tensor, else an array.
+        """
+        gradient = self._objective(x, y, training_mode, num_samples, objective, base or not sampling, batch_size)[1]
+        return gradient if isinstance(x, torch.Tensor) else gradient.cpu().numpy()
+
+    def compute_loss(
+        self,
+        x: Any,
+        y: Any,
+        reduction: str = "none",
+        *,
+        num_samples: int = 32,
+        objective: str = "expected_loss",
+        base: bool = False,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Loss of the smoothed classifier, whose gradient `loss_gradient` gives; parameters as there.
+
+        :param reduction: "none" for one value per input, "mean" or "sum".
+        :return: (m,) or a scalar; a tensor if `x` is a tensor, else an array. Detached from any graph.
+        """
+        checks.one_of("reduction", reduction, ("none", "mean", "sum"))
+        value = self._objective(x, y, False, num_samples, objective, base, batch_size)[0]
+        value = value if reduction == "none" else getattr(value, reduction)()
+        return value if isinstance(x, torch.Tensor) else value.cpu().numpy()
+
+    def class_gradient(
+        self,
+        x: Any,
+        label: Any = None,
+        training_mode: bool = False,
+        *,
+        num_samples: int = 32,
+        base: bool = False,
+        batch_size: int | None = None,
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Gradient in `x` of the mean softmax probability over noise draws, class by class.
+
+        :param label: None for all classes, one class for all inputs, or (m,) classes, one an input.
+        :return: float32 (m, nb_classes, *input_shape), or (m, 1, *input_shape) with `label`.
+        """
+        inputs = self._inputs(x).to(self.device)
+        if label is None:
+            classes = torch.arange(self.nb_classes, device=self.device).expand(len(inputs), -1)
+        else:
+            label = np.broadcast_to(label, len(inputs)) if np.ndim(label) == 0 else label
+            classes = self._labels(label, len(inputs)).argmax(dim=1, keepdim=True)
+        with mode(self.model, training=training_mode):
+            gradient = mean_softmax_gradient(
+                self._logits, inputs, classes, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
+            )
+        result: np.ndarray[Any, np.dtype[np.float32]] = gradient.cpu().numpy()
+        return result
+
+    def _objective(
+        self, x: Any, y: Any, training_mode: bool, num_samples: int, objective: str, base: bool, batch_size: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Value (m,) and gradient (m, *input_shape) of an objective of the smoothed classifier."""
+        inputs = self._inputs(x).to(self.device)
+        labels = self._labels(y, len(inputs))
+        chosen = OBJECTIVES[checks.one_of("objective", objective, OBJECTIVES)](self)
+        with mode(self.model, training=training_mode):
+            return chosen.value_and_gradient(
+                self._logits, inputs, labels, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
+            )
+
+    def _draws(self, num_samples: int, base: bool) -> Draws:
+        """Noise for one gradient: none for the base classifier, else the next call's own."""
+        if base:
+            return Draws(NoNoise(), count=1, seed=0)
+        call, self._gradient_calls = self._gradient_calls, self._gradient_calls + 1
+        return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self._check_smoothing()
+
+    def _check_smoothing(self) -> None:
+        self.sigma = checks.positive("sigma", self.sigma)
+        check_votes(self.n0, self.n, self.alpha)
+        if self.seed is not None:
+            self.seed = checks.whole("seed", self.seed, minimum=0)

@@ -1,0 +1,295 @@
+"""The ledger: what a run certified, one JSON line per example, written as it goes and continued after a crash.
+
+The first line is a header that says what was run: model, noise, seed, data, rule, versions, precision, device. A line
+counts once its newline is on the file; whatever follows the last whole line is dropped and done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.core.certificate import VoteCertificate, certify_from_counts
+from art_rs_plugin.core.radii import RADII
+
+FORMAT = "art-rs-ledger/1"
+_PREDICT = ("index", "label", "prediction", "counts", "n", "alpha", "seconds")
+# what each kind of ledger holds of an example; other sampling rules may add keys of their own
+ROW_KEYS = {"certify": (*_PREDICT, "radius", "selected", "p_lower", "p_upper", "n0"), "predict": _PREDICT}
+_START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
+
+Row = dict[str, Any]
+
+
+class LedgerMismatch(ValueError):
+    """The ledger on disk belongs to another run: its header differs from the one given."""
+
+
+class Ledger:
+    """A ledger open for writing; a context manager. Made by `Ledger.open`.
+
+    :ivar header: The header on disk, its seed always a number.
+    :ivar done: Indices of the examples that are on disk.
+    """
+
+    def __init__(self, path: Path, header: Row, done: set[int], file: BinaryIO) -> None:
+        self.path = path
+        self.header = header
+        self.done = done
+        self._file = file
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Ledger:
+        """Create the ledger `path` (and its folders), or continue it: a torn last line is cut off and done again.
+
+        :param header: Plain JSON values, with `kind` "certify" or "predict". A `seed` of None adopts the seed on disk,
+            or draws a fresh one from the operating system for a new ledger.
+        :raises LedgerMismatch: if the header on disk differs, naming every field that does.
+        :raises ValueError: if the file is no ledger, or a line before the last is corrupt.
+        :raises BlockingIOError: if another run is writing it.
+        """
+        path = Path(path)
+        checks.one_of("kind", header.get("kind"), ROW_KEYS)
+        checks.one_of("format", header.get("format", FORMAT), (FORMAT,))
+        given: Row = json.loads(json.dumps({"format": FORMAT, **header}, allow_nan=False))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # unbuffered and in append mode: a line is one write at the end of the file, whatever was cut off before
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{path} is not a regular file: a ledger needs one to continue from")
+            _lock(file, path)
+            stored, done, end = _survey(path)
+            if stored is None:
+                stored = given if given.get("seed") is not None else {**given, "seed": _fresh_seed()}
+                file.truncate(0)
+                _write_line(file, path, stored, kept="nothing is written yet")
+            else:
+                _compare(path, stored, given)
+                file.truncate(end)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, stored, done, file)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one example: one line, handed to the operating system before this returns.
+
+        :param row: Plain JSON values, with at least the keys of this kind of ledger (`ROW_KEYS`).
+        :raises ValueError: if a key is missing, a number is not finite, or the index is in the ledger already.
+        :raises OSError: if the line cannot be written, as on a full disk; what was written before stays whole.
+        """
+        index = _index_of(row, self.header["kind"], self.done)
+        _write_line(self._file, self.path, row, kept=f"{len(self.done)} examples are kept")
+        self.done.add(index)
+
+    def close(self) -> None:
+        """Let go of the file and its lock."""
+        self._file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_ledger(path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
+    """Header and rows of a ledger, also of one that is being written: a torn last line is left out.
+
+    :raises ValueError: if the file is no ledger or a line before the last is corrupt, with its number.
+    """
+    lines = [value for _, value in _rows(Path(path))]
+    if not lines:
+        raise ValueError(f"{path} is not a ledger: it holds no whole header line")
+    return lines[0], lines[1:]
+
+
+def row_of(certificate: VoteCertificate, label: int, seconds: float) -> Row:
+    """The ledger's row for one certificate. Floats are written by `repr`, so that they come back exactly."""
+    return {
+        "index": certificate.index,
+        "label": int(label),
+        "prediction": certificate.prediction,
+        "radius": certificate.radius,
+        "counts": list(certificate.counts),
+        "selected": certificate.selected,
+        "p_lower": certificate.p_lower,
+        "p_upper": certificate.p_upper,
+        "n0": certificate.n0,
+        "n": certificate.n,
+        "alpha": certificate.alpha,
+        "seconds": float(seconds),
+    }
+
+
+def rebound(
+    header: Mapping[str, Any],
+    row: Mapping[str, Any],
+    *,
+    alpha: float | None = None,
+    bound: str | None = None,
+    radius: str = "cohen",
+) -> VoteCertificate:
+    """The certificate that this row's votes give for another alpha, bound or radius formula; no forward pass.
+
+    It holds with probability 1 - alpha if alpha and bound were chosen without a look at the votes.
+
+    :param alpha: Default: the row's own.
+    :param bound: A name in `core.bounds.BOUNDS`. Default: the ledger's own.
+    :param radius: A name in `core.radii.RADII`.
+    :raises ValueError: for a ledger of predictions, of noise that is not Gaussian, or whose number of votes was not
+        fixed beforehand: a run that stops when the votes look good errs far more often than alpha.
+    """
+    if header.get("kind") != "certify":
+        raise ValueError(f"only a ledger of certificates can be bounded anew, not one of kind {header.get('kind')!r}")
+    rule, noise = header["rule"], header["noise"]
+    if rule["name"] != "fixed":
+        raise ValueError(
+            f"the votes were drawn by the rule {rule['name']!r}, which decides from the votes when to stop: "
+            "a bound for a fixed n would err far more often than alpha (optional stopping)"
+        )
+    if noise["name"] != "gaussian":
+        raise ValueError(f"the radius formulas are for gaussian noise, not for {noise['name']!r}")
+    if sum(row["counts"]) != row["n"]:
+        raise ValueError(f"the counts of example {row['index']} add up to {sum(row['counts'])}, but `n` is {row['n']}")
+    formula = RADII[checks.one_of("radius", radius, RADII)]
+    return certify_from_counts(
+        row["counts"],
+        row["selected"],
+        radius=partial(formula, sigma=noise["sigma"]),
+        n0=row["n0"],
+        alpha=row["alpha"] if alpha is None else alpha,
+        bound=rule["bound"] if bound is None else bound,
+        index=row["index"],
+        seed=header.get("seed"),
+    )
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return  # a platform without locks of this kind: two writers are the user's care there
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        problem = "another run is writing this ledger: wait for it, or write elsewhere"
+        raise BlockingIOError(errno.EWOULDBLOCK, problem, str(path)) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _fresh_seed() -> int:
+    from art_rs_plugin.noise import fresh_seed  # not at the top: readers of ledgers do without torch
+
+    return fresh_seed()
+
+
+def _survey(path: Path) -> tuple[Row | None, set[int], int]:
+    """Header (None: yet to be written), indices and end of the whole lines of a ledger."""
+    header: Row | None = None
+    done, end = set[int](), 0
+    for offset, value in _rows(path):
+        end = offset
+        if header is None:
+            header = value
+        else:
+            done.add(value["index"])
+    if header is None:
+        with open(path, "rb") as file:
+            begun = file.read(len(_START))
+        if not _START.startswith(begun):  # not our own torn header: somebody else's file
+            raise ValueError(f"{path} is not a ledger: its first line is not a header; nothing was changed")
+    return header, done, end
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Each whole line of a ledger, header first, with the offset of its end; stops before a torn last line."""
+    kind, seen, end = "", set[int](), 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = _parse(line)
+            except ValueError as error:
+                if number > 1 and not file.read(1):
+                    return
+                problem = "is not a ledger" if number == 1 else "is corrupt"
+                raise ValueError(f"{path}, line {number}, {problem}: {error}") from None
+            try:
+                if number == 1:
+                    checks.one_of("format", value.get("format"), (FORMAT,))
+                    kind = str(checks.one_of("kind", value.get("kind"), tuple(ROW_KEYS)))
+                else:
+                    seen.add(_index_of(value, kind, seen))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            end += len(line)
+            yield end, value
+
+
+def _parse(line: bytes) -> Row:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a finite number")
+
+    try:
+        value = json.loads(line.decode(), parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _index_of(row: Mapping[str, Any], kind: str, taken: set[int]) -> int:
+    missing = [key for key in ROW_KEYS[kind] if key not in row]
+    if missing:
+        raise ValueError(f"a row needs {', '.join(f'`{key}`' for key in missing)}")
+    index = checks.whole("index", row["index"], minimum=0)
+    if index in taken:
+        raise ValueError(f"`index` {index} is in the ledger already")
+    return index
+
+
+def _write_line(file: BinaryIO, path: Path, value: Mapping[str, Any], *, kept: str) -> None:
+    line = memoryview(json.dumps(value, allow_nan=False).encode() + b"\n")
+    end = os.fstat(file.fileno()).st_size
+    try:
+        while line:  # once around, unless the disk takes only a part
+            line = line[file.write(line) :]
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # if even this fails, the torn line is dropped on the next start
+            file.truncate(end)
+        if isinstance(error, OSError):
+            problem = f"{error.strerror or error}; {kept}. Make room, then run the same command to go on"
+            raise OSError(error.errno, problem, str(path)) from error
+        raise
+
+
+def _compare(path: Path, stored: Row, given: Row) -> None:
+    if given.get("seed") is None:
+        given = {**given, "seed": stored.get("seed")}
+    differences = list(_differences("", stored, given))
+    if differences:
+        raise LedgerMismatch(
+            f"{path} is the ledger of another run: {'; '.join(differences)}. "
+            "Run with the same settings to continue it, or write elsewhere"
+        )
+
+
+def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        for key in {**stored, **given}:
+            yield from _differences(f"{name}.{key}" if name else key, stored.get(key), given.get(key))
+    elif stored != given:
+        yield f"`{name}` is {json.dumps(stored)} there, {json.dumps(given)} here"

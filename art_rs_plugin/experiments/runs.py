@@ -1,0 +1,220 @@
+"""The runs behind the command line: train a checkpoint; certify or predict a data set into a ledger."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import art_rs_plugin
+from art_rs_plugin.core.certificate import check_prediction_votes, check_votes, predict_from_counts
+from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
+from art_rs_plugin.experiments import checkpoints, models
+from art_rs_plugin.experiments.datasets import DataSet
+from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
+from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator
+from art_rs_plugin.training.batches import loader_batches
+from art_rs_plugin.training.checkpoint import Epoch, read_checkpoint
+from art_rs_plugin.training.gaussian import GaussianAugmentation
+from art_rs_plugin.training.loop import train as train_loop
+
+TRAINING_STATE = "training.pt"
+_IMAGES_AT_ONCE = 64
+
+Progress = Callable[[Row, int, int], object]
+"""Called with each row once it is in the ledger, how many are, and how many will be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train: SGD with momentum, the learning rate divided by ten after each third of the epochs.
+
+    The defaults are those of Cohen et al. 2019, section 4.
+    """
+
+    epochs: int = 90
+    batch_size: int = 256
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+def train(
+    data: DataSet,
+    model_name: str,
+    sigma: float,
+    out: Path,
+    *,
+    recipe: Recipe,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    on_epoch: Callable[[Epoch], object] | None = None,
+    progress: bool = False,
+) -> torch.nn.Module:
+    """Train the model `model_name` on `data` under Gaussian noise, and save its checkpoint in the folder `out`.
+
+    `out` also keeps the state after every epoch; the same call again goes on from there.
+
+    :raises ValueError: `out` holds another run, or an option is unfit.
+    """
+    noise = Gaussian(sigma)
+    state = out / TRAINING_STATE
+    if seed is None:
+        seed = read_checkpoint(state)["settings"]["seed"] if state.exists() else fresh_seed()
+    architecture: dict[str, Any] = {
+        "name": model_name,
+        "input_shape": list(data.input_shape),
+        "nb_classes": data.nb_classes,
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+    with torch.random.fork_rng(devices=[]):
+        seed_generator(torch.default_generator, seed, Purpose.INITIALISATION)
+        model = models.build(**architecture)
+    model.to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    history = train_loop(
+        model,
+        loader_batches(data.images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers),
+        objective=GaussianAugmentation(),
+        optimizer=optimizer,
+        noise=noise,
+        epochs=recipe.epochs,
+        seed=seed,
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, -(-recipe.epochs // 3))),
+        checkpoint=state,
+        on_epoch=on_epoch,
+        progress=progress,
+    )
+    about = {
+        "architecture": architecture,
+        "sigma": sigma,
+        "data": {"name": data.name, "split": data.split},
+        "training": {"method": "gaussian", "seed": seed, **asdict(recipe), "last_epoch": dict(history[-1])},
+        "versions": _versions(),
+    }
+    checkpoints.save_checkpoint(out, model, about)
+    return model
+
+
+def certify(
+    estimator: RandomizedSmoothingPyTorch,
+    data: DataSet,
+    indices: Iterable[int],
+    out: Path,
+    *,
+    batch_size: int | None = None,
+    on_row: Progress | None = None,
+) -> None:
+    """Certify the images of `data` at `indices` into the ledger `out`, going on where it stopped.
+
+    :raises LedgerMismatch: `out` is the ledger of another run.
+    """
+    check_votes(estimator.n0, estimator.n, estimator.alpha)
+    rule = {"name": "fixed", "n0": estimator.n0, "n": estimator.n, "alpha": estimator.alpha, "bound": "clopper-pearson"}
+
+    def rows(x: Any, y: Any, names: list[int]) -> Iterator[Row]:
+        start = time.perf_counter()
+        for certificate, label in zip(
+            estimator.iter_certificates(x, indices=names, batch_size=batch_size), y, strict=True
+        ):
+            yield row_of(certificate, int(label), round(time.perf_counter() - start, 6))
+            start = time.perf_counter()
+
+    _fill(estimator, data, indices, out, kind="certify", rule=rule, rows=rows, on_row=on_row)
+
+
+def predict(
+    estimator: RandomizedSmoothingPyTorch,
+    data: DataSet,
+    indices: Iterable[int],
+    out: Path,
+    *,
+    n: int,
+    batch_size: int | None = None,
+    on_row: Progress | None = None,
+) -> None:
+    """Predict the images of `data` at `indices` with `n` votes each into the ledger `out`, as `certify` certifies."""
+    alpha = estimator.alpha
+    check_prediction_votes(n, alpha)
+
+    def rows(x: Any, y: Any, names: list[int]) -> Iterator[Row]:
+        for position, (index, label) in enumerate(zip(names, y, strict=True)):
+            start = time.perf_counter()
+            (counts,) = estimator.votes(x[position : position + 1], n, indices=[index], batch_size=batch_size)
+            yield {
+                "index": index,
+                "label": int(label),
+                "prediction": predict_from_counts(counts, alpha),
+                "counts": counts.tolist(),
+                "n": n,
+                "alpha": alpha,
+                "seconds": round(time.perf_counter() - start, 6),
+            }
+
+    rule = {"name": "fixed", "n": n, "alpha": alpha}
+    _fill(estimator, data, indices, out, kind="predict", rule=rule, rows=rows, on_row=on_row)
+
+
+def _fill(
+    estimator: RandomizedSmoothingPyTorch,
+    data: DataSet,
+    indices: Iterable[int],
+    out: Path,
+    *,
+    kind: str,
+    rule: dict[str, Any],
+    rows: Callable[[Any, Any, list[int]], Iterator[Row]],
+    on_row: Progress | None,
+) -> None:
+    """Open or continue the ledger and append what `rows` makes of the images that are not in it yet."""
+    seed = estimator.seed
+    header = {
+        "kind": kind,
+        "model": {"hash": checkpoints.model_hash(estimator.model)},
+        "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
+        "seed": seed,
+        "data": {"name": data.name, "split": data.split},
+        "rule": rule,
+        "versions": _versions(),
+        "precision": _precision(estimator.device),
+        "device": _device_name(estimator.device),
+    }
+    wanted = list(indices)
+    try:
+        with Ledger.open(out, header) as ledger:
+            # a ledger always has a seed: the noise of every example follows from it, also after a restart
+            estimator.set_params(seed=ledger.header["seed"])
+            missing = [index for index in wanted if index not in ledger.done]
+            done = len(wanted) - len(missing)
+            for start in range(0, len(missing), _IMAGES_AT_ONCE):
+                names = missing[start : start + _IMAGES_AT_ONCE]
+                for row in rows(*data.arrays(names), names):
+                    ledger.append(row)
+                    done += 1
+                    if on_row is not None:
+                        on_row(row, done, len(wanted))
+    finally:
+        estimator.set_params(seed=seed)
+
+
+def _versions() -> dict[str, str]:
+    return {"art_rs_plugin": art_rs_plugin.__version__, "torch": torch.__version__}
+
+
+def _precision(device: torch.device) -> str:
+    """What arithmetic a float32 model computes in on `device`: part of what f is."""
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return "tf32" if device.type == "cuda" and tf32 else "fp32"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"

@@ -1,0 +1,114 @@
+"""Noise: which distribution, which radius it gives, and which random stream it is drawn from.
+
+A stream is a function of (seed, purpose, position) alone, never of what was drawn before, so a certificate does not
+depend on batch size, order, resume point, threads or processes. Positions are tuples of whole numbers that the caller
+chooses: (example, block) for votes, (epoch, step) for training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from enum import Enum
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.core.radii import FloatArray, cohen
+
+
+class Purpose(str, Enum):
+    """What noise is drawn for. Two purposes never share noise, whatever the seed and the position."""
+
+    SELECTION = "selection"
+    ESTIMATION = "estimation"
+    PREDICTION = "prediction"
+    GRADIENT = "gradient"
+    TRAINING = "training"
+    SHUFFLING = "shuffling"
+    INITIALISATION = "initialisation"
+
+
+class Noise(Protocol):
+    """What a forward pass needs of a noise distribution."""
+
+    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Overwrite `out` with noise drawn from `generator`, and return it."""
+
+
+class NoNoise:
+    """The base classifier's noise: zero."""
+
+    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Overwrite `out` with zeros, and return it."""
+        return out.zero_()
+
+
+class Gaussian:
+    """Isotropic Gaussian noise N(0, sigma^2 I) in input coordinates, and the l2 radius it gives (Theorem 1).
+
+    :param sigma: Standard deviation, in the unit of `x`; finite and above 0, or ValueError.
+    """
+
+    name = "gaussian"
+    norm = 2
+
+    def __init__(self, sigma: float) -> None:
+        self.sigma = checks.positive("sigma", sigma)
+
+    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Overwrite `out` (contiguous, floating point) with noise drawn from `generator`, and return it."""
+        return out.normal_(0.0, self.sigma, generator=generator)
+
+    def radius(self, p_lower: ArrayLike, p_upper: ArrayLike) -> FloatArray:
+        """l2 radius in the unit of `x` (Cohen et al. 2019, Theorem 1), see `core.radii.cohen`."""
+        return cohen(p_lower, p_upper, sigma=self.sigma)
+
+    def __repr__(self) -> str:
+        return f"Gaussian(sigma={self.sigma!r})"
+
+
+def fresh_seed() -> int:
+    """A 63-bit seed from the operating system, for a caller who was given none."""
+    return secrets.randbits(63)
+
+
+def stream(seed: int, purpose: Purpose, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator at the start of the stream that (seed, purpose, position) names.
+
+    On a CPU all 19 937 bits of the Mersenne Twister's state come from SHAKE-128: `manual_seed` there keeps only 32
+    bits, and a day of certification starts more than 2^16 streams, so that some would coincide. Other devices take a
+    64-bit key. Streams on different kinds of device differ.
+
+    :param seed: Whole number of at least 0.
+    :param position: Whole numbers; streams with different positions are unrelated.
+    """
+    return seed_generator(torch.Generator(device), seed, purpose, *position)
+
+
+def seed_generator(generator: torch.Generator, seed: int, purpose: Purpose, *position: int) -> torch.Generator:
+    """Put `generator` at the start of a stream, see `stream`: cheaper than a new one for every block."""
+    key = ":".join(["art-rs-plugin", str(seed), purpose.value, *map(str, position)]).encode()
+    if generator.device.type == "cpu":
+        words = np.frombuffer(hashlib.shake_128(key).digest(4 * _MT_WORDS), dtype="<u4")
+        state = _fresh_cpu_state().copy()
+        state[_MT_OFFSET : _MT_OFFSET + 8 * _MT_WORDS] = words.astype("<u8").view(np.uint8)
+        generator.set_state(torch.from_numpy(state))
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.shake_128(key).digest(8), "little", signed=True))
+    return generator
+
+
+# torch's CPU generator state: seed (8 bytes), left (4), seeded (4), next (8), then 624 words of 32 bits in 8 bytes each
+_MT_WORDS = 624
+_MT_OFFSET = 24
+
+
+@cache
+def _fresh_cpu_state() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """State of a generator that was just seeded, so that its first draw twists the 624 words anew."""
+    return torch.Generator().manual_seed(0).get_state().numpy()

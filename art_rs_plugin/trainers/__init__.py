@@ -1,0 +1,5 @@
+"""ART faces of the training methods."""
+
+from art_rs_plugin.trainers.gaussian import GaussianAugmentationTrainer
+
+__all__ = ["GaussianAugmentationTrainer"]

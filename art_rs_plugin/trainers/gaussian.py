@@ -1,0 +1,69 @@
+"""Gaussian-augmentation training with ART's trainer face."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from art.defences.trainer import Trainer
+from torch.optim.lr_scheduler import LRScheduler
+
+from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
+from art_rs_plugin.training.batches import Augment
+from art_rs_plugin.training.checkpoint import Epoch
+
+
+class GaussianAugmentationTrainer(Trainer):
+    """Train the base classifier of a smoothed estimator under its own noise (Cohen et al. 2019, Section 3.3).
+
+    :param estimator: Its sigma is the noise's; it needs an optimizer.
+    :param nb_epochs: Epochs of a `fit`.
+    :param batch_size: Samples a step, for arrays; generators bring their own.
+    :param scheduler: Learning-rate schedule of torch on the estimator's optimizer, stepped after each epoch.
+    :param augment: Random transform of one input, such as torchvision's crop or flip, applied before the noise.
+    :param checkpoint: File written after every epoch; if it exists, the run goes on where it stopped.
+    :param verbose: Show a progress bar.
+    """
+
+    def __init__(
+        self,
+        estimator: RandomizedSmoothingPyTorch,
+        *,
+        nb_epochs: int = 10,
+        batch_size: int = 128,
+        scheduler: LRScheduler | None = None,
+        augment: Augment | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if not isinstance(estimator, RandomizedSmoothingPyTorch):
+            raise TypeError(f"`estimator` must be a RandomizedSmoothingPyTorch, got {type(estimator).__name__}")
+        super().__init__(estimator)
+        self.nb_epochs = nb_epochs
+        self.batch_size = batch_size
+        self.scheduler = scheduler
+        self.augment = augment
+        self.checkpoint = checkpoint
+        self.verbose = verbose
+
+    def fit(self, x: Any, y: Any, **kwargs: Any) -> list[Epoch]:
+        """Train on (x, y); `kwargs` replace options of the constructor or add others of the estimator's `fit`.
+
+        :param x: Inputs (m, *input_shape), array or tensor.
+        :param y: Labels, (m,) indices or (m, nb_classes) one-hot.
+        :return: Loss, accuracy under noise, learning rate and seconds of each epoch.
+        """
+        options = {"batch_size": self.batch_size, "augment": self.augment, **self._options(), **kwargs}
+        return self.classifier.fit(x, y, **options)
+
+    def fit_generator(self, generator: Any, **kwargs: Any) -> list[Epoch]:
+        """Train on the batches of an ART data generator or a torch DataLoader."""
+        return self.classifier.fit_generator(generator, **{**self._options(), **kwargs})
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "nb_epochs": self.nb_epochs,
+            "scheduler": self.scheduler,
+            "checkpoint": self.checkpoint,
+            "verbose": self.verbose,
+        }

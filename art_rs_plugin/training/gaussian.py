@@ -1,0 +1,33 @@
+"""Gaussian data augmentation, the paper's own training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from art_rs_plugin.noise import Gaussian
+from art_rs_plugin.training.objectives import Forward, Outcome, correct, noisy
+
+
+@dataclass(frozen=True)
+class GaussianAugmentation:
+    """Loss of the classifier at x + N(0, sigma^2 I), one draw a sample (Cohen et al. 2019, Section 3.3).
+
+    :param loss: (logits `(n, classes)`, labels `(n,)`) -> a scalar; cross-entropy by default, which for one draw bounds
+        from above -log of the probability that the smoothed classifier gives the label.
+    """
+
+    name: ClassVar[str] = "gaussian"
+
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
+
+    def __call__(
+        self, forward: Forward, x: torch.Tensor, y: torch.Tensor, noise: Gaussian, generator: torch.Generator
+    ) -> Outcome:
+        """Loss and number of right answers on one noisy copy of `x`."""
+        logits = forward(noisy(x, noise, generator))
+        return Outcome(self.loss(logits, y), correct(logits, y))

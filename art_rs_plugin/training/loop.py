@@ -1,0 +1,269 @@
+"""The one training loop. What a method does with a batch is its objective; everything else is here."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
+from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
+from art_rs_plugin.training.objectives import Forward, Objective, Outcome
+from art_rs_plugin.votes import mode
+
+Batches = Callable[[int], Iterable[Any]]
+
+# steps between two looks at the losses: a look makes a GPU wait, and costs nothing on a CPU
+STEPS_PER_LOOK = {"cpu": 1}
+STEPS_PER_LOOK_ELSEWHERE = 50
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    noise: Gaussian,
+    epochs: int,
+    seed: int,
+    scheduler: LRScheduler | None = None,
+    first_epoch: int = 1,
+    forward: Forward | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[Epoch], object] | None = None,
+    progress: bool = False,
+) -> list[Epoch]:
+    """Train `model` in place, on the device it is on, and return what each epoch of the run gave.
+
+    Noise is drawn in input coordinates from the stream (seed, training, epoch, step): fresh for every sample at every
+    step, and the same whenever that step is done again. Dropout, crops and flips draw from torch's global generators,
+    which are seeded for each epoch and given back as they were. So a run on a CPU that is killed and resumed ends with
+    the weights of an unbroken one, bit by bit, as long as `batches`, the number of threads and torch are the same.
+
+    :param batches: epoch -> batches (x floating `(n, ...)`, y int64 `(n,)`), a function of its argument alone, as
+        `loader_batches` gives; with a checkpoint it is called once more, for its sizes. With a DataLoader or
+        generator of another make (`lambda epoch: loader`) the order has its own history, and an exact resume cannot be
+        promised.
+    :param epochs: How many to train, from `first_epoch` on.
+    :param seed: Whole number of at least 0.
+    :param scheduler: Of `torch.optim.lr_scheduler`, stepped after each epoch.
+    :param first_epoch: Number of the first epoch, counted from 1 at the start of the run. A second call that goes on
+        with the same seed passes the number after the last one, for noise that is fresh.
+    :param forward: x in input coordinates -> logits, where that is more than `model`: normalisation, autocast.
+    :param checkpoint: File written after each epoch. If it exists, the run goes on after its last epoch, up to the one
+        asked for: the file may hold more epochs than that, and then nothing is trained. Optimizer and scheduler take up
+        its state, a scheduler's options included (CosineAnnealingLR keeps its T_max).
+    :param on_epoch: Called with the record of each epoch, after its checkpoint is written.
+    :param progress: Show a bar for each epoch.
+    :raises ValueError, TypeError: for bad options, batches or labels, or a checkpoint of another run.
+    :raises FloatingPointError: where the loss or, after an epoch, a weight is NaN or infinite. The checkpoint then
+        holds the epoch before; the model in memory may be spoiled.
+    :raises OSError: where a checkpoint cannot be written.
+    """
+    checks.whole("epochs", epochs)
+    checks.whole("seed", seed, minimum=0)
+    checks.whole("first_epoch", first_epoch)
+    last_epoch = first_epoch + epochs - 1
+    run = _Run(model, objective, optimizer, noise, seed, _Checked(forward or model))
+    state = TrainingState(model, optimizer, scheduler)
+    history: list[Epoch] = []
+    path = None if checkpoint is None else Path(checkpoint)
+    with mode(model, training=True):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _own_randomness(seed, first_epoch, run.device):
+                settings = _settings(run, scheduler, batches(first_epoch))
+        if path is not None and path.exists():
+            contents = read_checkpoint(path)
+            if contents["epoch"] < first_epoch - 1:
+                raise ValueError(
+                    f"`first_epoch` must be at most {contents['epoch'] + 1}, one after the last epoch of {path}, "
+                    f"got {first_epoch}"
+                )
+            state.load(contents, settings)
+            history = contents["history"]
+        for epoch in range(history[-1]["epoch"] + 1 if history else first_epoch, last_epoch + 1):
+            try:
+                with _own_randomness(seed, epoch, run.device):
+                    record = run.epoch(epoch, batches(epoch), f"epoch {epoch}/{last_epoch}", progress)
+                _refuse_spoiled(model, epoch)
+            except FloatingPointError as error:
+                good = f"the last good checkpoint is {path}, epoch {history[-1]['epoch']}" if path and history else ""
+                raise FloatingPointError(f"{error}; {good or 'there is no checkpoint to go back to'}") from None
+            if scheduler is not None:
+                scheduler.step()
+            history.append(record)
+            if path is not None:
+                state.save(path, settings=settings, history=history)
+            if on_epoch is not None:
+                on_epoch(record)
+    return history
+
+
+@dataclass
+class _Run:
+    """What stays the same from epoch to epoch."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    noise: Gaussian
+    seed: int
+    forward: _Checked
+
+    def __post_init__(self) -> None:
+        parameter = next(self.model.parameters(), None)
+        if parameter is None:
+            raise ValueError("`model` must have parameters to train, got none")
+        self.device = parameter.device
+        self.generator = torch.Generator(self.device)
+
+    def epoch(self, number: int, batches: Iterable[Any], title: str, progress: bool) -> Epoch:
+        from tqdm import tqdm
+
+        tally = _Tally(number, STEPS_PER_LOOK.get(self.device.type, STEPS_PER_LOOK_ELSEWHERE))
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        start = time.perf_counter()
+        self.model.train()
+        with tqdm(batches, desc=title, unit="step", disable=not progress) as bar:
+            for step, (x, y) in enumerate(bar, start=1):
+                self.forward.expect(x, y, f"epoch {number}, step {step}")
+                x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+                seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
+                outcome = self.objective(self.forward, x, y, self.noise, self.generator)
+                # before the step: on a CPU the weights are those that gave the bad loss
+                if tally.add(outcome, len(y)):
+                    bar.set_postfix(loss=tally.loss / tally.samples, accuracy=tally.correct / tally.samples)
+                self.optimizer.zero_grad(set_to_none=True)
+                outcome.loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+        tally.look()
+        if not tally.samples:
+            raise ValueError(f"`batches` must give at least one batch an epoch, got none in epoch {number}")
+        return Epoch(
+            epoch=number,
+            loss=tally.loss / tally.samples,
+            accuracy=tally.correct / tally.samples,
+            lr=lr,
+            seconds=time.perf_counter() - start,
+        )
+
+
+@dataclass
+class _Tally:
+    """Sums over an epoch. Outcomes stay on their device until a look, which finds the first bad loss and its step."""
+
+    epoch: int
+    steps_per_look: int
+    loss: float = 0.0
+    correct: float = 0.0
+    samples: int = 0
+    steps: int = 0
+    waiting: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
+
+    def add(self, outcome: Outcome, samples: int) -> bool:
+        """Whether the sums were brought up to date."""
+        if outcome.loss.ndim:
+            raise ValueError(f"the objective's loss must be a scalar, got shape {tuple(outcome.loss.shape)}")
+        self.waiting.append((outcome.loss.detach(), outcome.correct, samples))
+        if len(self.waiting) < self.steps_per_look:
+            return False
+        self.look()
+        return True
+
+    def look(self) -> None:
+        if not self.waiting:
+            return
+        losses, corrects, samples = zip(*self.waiting, strict=True)
+        self.waiting.clear()
+        for loss, number in zip(torch.stack(losses).tolist(), samples, strict=True):
+            self.steps += 1
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}, step {self.steps}")
+            self.loss += loss * number
+        self.correct += float(torch.stack(corrects).sum())
+        self.samples += sum(samples)
+
+
+class _Checked:
+    """The forward pass, refusing a label without an output before a loss meets it: on a GPU that kills the process."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self.highest = 0
+        self.where = ""
+
+    def expect(self, x: torch.Tensor, y: torch.Tensor, where: str) -> None:
+        """Check the next batch and remember what to hold the logits against."""
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype} in {where}")
+        if y.dtype != torch.int64:
+            raise TypeError(f"labels must be class indices of type int64, got {y.dtype} in {where}")
+        if y.shape != x.shape[:1] or not len(y):
+            raise ValueError(f"labels must have shape {tuple(x.shape[:1])}, got {tuple(y.shape)} in {where}")
+        lowest, highest = (int(value) for value in y.aminmax())
+        if lowest < 0:
+            raise ValueError(f"labels must be at least 0, got {lowest} in {where}")
+        self.highest, self.where = highest, where
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.forward(x)
+        if logits.ndim != 2:
+            raise ValueError(f"the model must return logits (n, classes), got shape {tuple(logits.shape)}")
+        if self.highest >= logits.shape[1]:
+            raise ValueError(
+                f"labels must be below {logits.shape[1]}, the model's number of outputs, "
+                f"got {self.highest} in {self.where}"
+            )
+        return logits
+
+
+def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) -> dict[str, Any]:
+    """What makes a run this run: a checkpoint is only continued where all of these are the same."""
+    return {
+        "seed": run.seed,
+        "noise": run.noise.name,
+        "sigma": run.noise.sigma,
+        "objective": run.objective.name,
+        "optimizer": type(run.optimizer).__name__,
+        **{f"optimizer.{name}": repr(value) for name, value in run.optimizer.defaults.items()},
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "batches": _length(batches),
+        "samples": _length(getattr(batches, "dataset", None)),
+        "batch_size": getattr(batches, "batch_size", None),
+    }
+
+
+def _length(thing: Any) -> int | None:
+    try:
+        return len(thing)
+    except TypeError:  # it has none, or cannot tell (a DataLoader over an iterable data set)
+        return None
+
+
+def _refuse_spoiled(model: nn.Module, epoch: int) -> None:
+    # the last step's loss may be finite and its gradient not: such weights must not replace a good checkpoint
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise FloatingPointError(f"{name} holds NaN or infinite values after epoch {epoch}")
+
+
+@contextmanager
+def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, of the CPU and of a CUDA `device`, for `epoch`; give them back as they were."""
+    devices = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        for generator in [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]:
+            seed_generator(generator, seed, Purpose.TRAINING, epoch)
+        yield

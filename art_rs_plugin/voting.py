@@ -1,0 +1,222 @@
+"""The voting half of the estimator: votes, predictions and certificates of the smoothed classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.core.certificate import ABSTAIN, VoteCertificate, certify, check_prediction_votes, check_votes, predict_from_counts
+from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed
+from art_rs_plugin.votes import Request, automatic_batch_size, count_votes, mode
+
+if TYPE_CHECKING:
+    from art_rs_plugin.classifier import TorchClassifier as _Base
+else:
+    _Base = object
+
+# Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
+_VOTES_AT_ONCE = 8192
+
+
+class CertificationError(RuntimeError):
+    """Certification stopped half-way; `certificates` holds those made before, `__cause__` says why it stopped."""
+
+    def __init__(self, message: str, certificates: list[VoteCertificate]) -> None:
+        super().__init__(message)
+        self.certificates = certificates
+
+
+class Voting(_Base):
+    """Votes, predictions and certificates of g.
+
+    A plain class to be mixed in before ART's: the metaclass of ART's classifiers wraps any `predict` it meets with a
+    conversion to arrays, which fails on tensors of a GPU or of a graph.
+    """
+
+    noise: Gaussian
+    n0: int
+    n: int
+    alpha: float
+    seed: int | None
+
+    def certify(
+        self, x: Any, n: int | None = None, batch_size: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Predict with the smoothed classifier g and certify it (Cohen et al. 2019, CERTIFY and Theorem 1).
+
+        For each input by itself, with probability at least 1 - alpha over the noise: g(x + delta) = prediction for
+        every delta of l2 norm below radius.
+
+        :param x: Inputs (m, *input_shape), floating point, array or tensor.
+        :param n: Votes for the bound; the estimator's `n` if None.
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :return: Predictions, int64 (m,), and radii, float64 (m,), in the unit of `x`; (-1, 0.0) is an abstention.
+        :raises CertificationError: The model failed on the way; carries the certificates made before.
+        :raises ValueError, TypeError: Unfit `x`, or an `n` that can never certify at this alpha.
+        """
+        certificates = self.certificates(x, n=n, batch_size=batch_size)
+        return (
+            np.array([certificate.prediction for certificate in certificates], dtype=np.int64),
+            np.array([certificate.radius for certificate in certificates], dtype=np.float64),
+        )
+
+    def certificates(
+        self,
+        x: Any,
+        n: int | None = None,
+        indices: ArrayLike | None = None,
+        batch_size: int | None = None,
+    ) -> list[VoteCertificate]:
+        """Certify as `certify` does, and return all there is to know of each certificate.
+
+        :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None.
+            A certificate depends on the seed and on its input and index alone.
+        """
+        done: list[VoteCertificate] = []
+        try:
+            for certificate in self.iter_certificates(x, n=n, indices=indices, batch_size=batch_size):
+                done.append(certificate)
+        except Exception as error:
+            if not done:
+                raise
+            message = f"stopped after {len(done)} certificates, which `certificates` of this error holds: {error}"
+            raise CertificationError(message, done) from error
+        return done
+
+    def iter_certificates(
+        self,
+        x: Any,
+        n: int | None = None,
+        indices: ArrayLike | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[VoteCertificate]:
+        """Yield what `certificates` returns as it is made, so that a caller can keep it at once."""
+        x = self._inputs(x)
+        n = self.n if n is None else checks.whole("n", n)
+        check_votes(self.n0, n, self.alpha)
+        names = _indices(indices, len(x))
+        seed = self._call_seed()
+        together = max(1, _VOTES_AT_ONCE // (self.n0 + n))
+        for start in range(0, len(x), together):
+            rows = range(start, min(start + together, len(x)))
+            counts = {
+                purpose: self._count(x, rows, names, purpose, votes, seed, batch_size)
+                for purpose, votes in ((Purpose.SELECTION, self.n0), (Purpose.ESTIMATION, n))
+            }
+            for position, row in enumerate(rows):
+                drawn = {purpose.value: table[position] for purpose, table in counts.items()}
+                yield certify(
+                    lambda purpose, _, drawn=drawn: drawn[purpose],  # type: ignore[misc]
+                    radius=self.noise.radius,
+                    n0=self.n0,
+                    n=n,
+                    alpha=self.alpha,
+                    index=int(names[row]),
+                    seed=seed,
+                    norm=self.noise.norm,
+                )
+
+    def votes(
+        self,
+        x: Any,
+        n: int,
+        *,
+        indices: ArrayLike | None = None,
+        batch_size: int | None = None,
+    ) -> NDArray[np.int64]:
+        """How often f names each class on `n` noisy copies of each input: the votes that `predict` decides by.
+
+        :return: int64 (m, nb_classes); each row sums to `n`.
+        """
+        x, n = self._inputs(x), checks.whole("n", n)
+        names = _indices(indices, len(x))
+        return self._count(x, range(len(x)), names, Purpose.PREDICTION, n, self._call_seed(), batch_size)
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = 128,
+        n: int = 1_000,
+        is_abstain: bool = True,
+        *,
+        indices: ArrayLike | None = None,
+        training_mode: bool = False,
+    ) -> NDArray[np.float32]:
+        """Predict with the smoothed classifier (Cohen et al. 2019, PREDICT), as ART's one-hot rows.
+
+        With probability at least 1 - alpha, for each input by itself, the row names g's class or is an abstention.
+
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :param n: Votes per input.
+        :param is_abstain: False returns the most voted class instead of abstaining, without the guarantee.
+        :param training_mode: False, or ValueError: votes are cast in evaluation mode.
+        :return: float32 (m, nb_classes); an abstention is a zero row, which `argmax` must never see.
+        """
+        if training_mode:
+            raise ValueError("`training_mode` must be False, got True: votes are cast in evaluation mode")
+        if is_abstain:
+            check_prediction_votes(n, self.alpha)
+        counts = self.votes(x, n, indices=indices, batch_size=batch_size)
+        if is_abstain:
+            classes = [predict_from_counts(row, self.alpha) for row in counts]
+        else:
+            classes = list(counts.argmax(axis=1))
+        one_hot = np.zeros(counts.shape, dtype=np.float32)
+        for row, prediction in zip(one_hot, classes, strict=True):
+            if prediction != ABSTAIN:
+                row[prediction] = 1.0
+        result: NDArray[np.float32] = self._apply_postprocessing(preds=one_hot, fit=False)
+        return result
+
+    def _count(
+        self,
+        x: torch.Tensor,
+        rows: range,
+        indices: NDArray[np.int64],
+        purpose: Purpose,
+        n: int,
+        seed: int,
+        batch_size: int | None,
+    ) -> NDArray[np.int64]:
+        """Class counts of `x[rows]`, int64 (len(rows), nb_classes)."""
+        if not rows:
+            return np.zeros((0, self.nb_classes), dtype=np.int64)
+        chosen = x[rows.start : rows.stop].to(self.device)
+        requests = [Request(position, int(indices[row]), purpose, n) for position, row in enumerate(rows)]
+        with mode(self.model, training=False):
+            return count_votes(
+                self._logits,
+                chosen,
+                requests,
+                noise=self.noise,
+                nb_classes=self.nb_classes,
+                seed=seed,
+                batch_size=self._rows(batch_size, chosen),
+            )
+
+    def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:
+        """Noisy copies per forward pass."""
+        return automatic_batch_size(x) if batch_size is None else checks.whole("batch_size", batch_size)
+
+    def _call_seed(self) -> int:
+        """The estimator's seed, or a fresh one for this call."""
+        return fresh_seed() if self.seed is None else self.seed
+
+
+def _indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:
+    """Names of `m` inputs' noise streams: different whole numbers of at least 0."""
+    if indices is None:
+        return np.arange(m)
+    names = np.asarray(indices)
+    if names.shape != (m,) or (m and names.dtype.kind not in "iu"):
+        raise ValueError(f"`indices` must be {m} whole numbers, got shape {names.shape} and dtype {names.dtype}")
+    if m and names.min() < 0:
+        raise ValueError(f"`indices` must be at least 0, got {names.min()}")
+    if len(np.unique(names)) < m:
+        raise ValueError("`indices` must differ: inputs of one index would share their noise")
+    return names.astype(np.int64)

@@ -1,0 +1,26 @@
+"""Shared fixtures: where real data and published references lie. Without them such tests skip, and say why."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str, what: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        missing = pytest.fail if os.environ.get("ART_RS_DATA_REQUIRED") else pytest.skip
+        missing(f"{variable} is not set: {what} are not at hand")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of unpacked data sets in torchvision's layout."""
+    return _folder("ART_RS_DATA", "the unpacked data sets")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with `checkpoints` and `certlogs`: published networks and certification logs."""
+    return _folder("ART_RS_REFERENCE", "published networks and logs")
