@@ -149,11 +149,12 @@ def certify(
     with _reported(f"what is finished is in {out}"):
         from art_rs_plugin.experiments import runs
 
+        at = _radii(radii)
         images = _load(data, split, data_root, download)
         estimator = _estimator(checkpoint, images, sigma, model, device, n0=n0, n=n, alpha=alpha, seed=seed)
         with _bar("certify") as on_row:
             runs.certify(estimator, images, _selection(images, max_, every), out, batch_size=batch_size, on_row=on_row)
-        _print_table([out], _radii(radii))
+        _print_table([out], at)
         _say(f"Ledger: {out}")
 
 
@@ -215,6 +216,7 @@ def curve(
 
 def main() -> None:
     """Entry point of `art-rs`."""
+    sys.path.insert(0, "")  # for a user's own module:factory in the current folder, as `python -m` does
     app()
 
 

@@ -10,7 +10,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.certificate import ABSTAIN, VoteCertificate, certify, check_prediction_votes, check_votes, predict_from_counts
+from art_rs_plugin.core.certificate import (
+    ABSTAIN,
+    VoteCertificate,
+    certify,
+    check_prediction_votes,
+    check_votes,
+    predict_from_counts,
+)
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed
 from art_rs_plugin.votes import Request, automatic_batch_size, count_votes, mode
 

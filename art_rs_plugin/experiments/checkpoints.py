@@ -218,7 +218,7 @@ def _check_fit(tensors: Tensors, model: nn.Module, path: Path) -> None:
     known = model.state_dict()
     faults = {
         "missing": [name for name in known if name not in tensors and not _is_counter(name)],
-        "unexpected": [name for name in tensors if name not in known and not _is_counter(name)],
+        "unexpected": sorted(name for name in tensors if name not in known and not _is_counter(name)),
         "of another shape": [
             f"{name} {tuple(tensors[name].shape)} instead of {tuple(known[name].shape)}"
             for name in known

@@ -1,0 +1,243 @@
+"""The command line, used as its own help says: every example runs, every mistake gets one clear line."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from art_rs_plugin.cli import app
+from art_rs_plugin.experiments import models
+from art_rs_plugin.experiments.ledger import read_ledger
+
+COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
+# what a certificate is; time is not part of it
+CERTIFIED = ("index", "label", "prediction", "radius", "counts", "selected", "p_lower", "p_upper", "n0", "n", "alpha")
+
+
+def example(name: str) -> list[str]:
+    """Arguments of the example in a command's help."""
+    words = shlex.split(COMMANDS[name].epilog.removeprefix("Example: "))
+    assert words[:2] == ["art-rs", name]
+    return words[1:]
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the examples of train, certify, predict and curve have run, in that order."""
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("train", "certify", "predict", "curve"):
+            (folder / f"{name}.txt").write_text(run(*example(name)))
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example(name: str) -> None:
+    assert " ".join(example(name)) in " ".join(run(name, "--help").split())
+
+
+def test_the_example_of_train_makes_a_checkpoint_that_says_what_it_is(folder: Path) -> None:
+    about = json.loads((folder / "runs/digits/checkpoint.json").read_text())
+    assert about["sigma"] == 0.25
+    assert about["architecture"]["name"] == "small-cnn"
+    assert about["data"] == {"name": "digits", "split": "train"}
+    assert "epoch 6/6" in (folder / "train.txt").read_text()
+
+
+def test_the_example_of_certify_writes_a_ledger_and_prints_a_table(folder: Path) -> None:
+    header, rows = read_ledger(folder / "digits.jsonl")
+    assert [row["index"] for row in rows] == list(range(20))
+    assert header["noise"] == {"name": "gaussian", "sigma": 0.25}
+    assert header["rule"] == {"name": "fixed", "n0": 100, "n": 10_000, "alpha": 0.001, "bound": "clopper-pearson"}
+    assert header["model"]["hash"] == json.loads((folder / "runs/digits/checkpoint.json").read_text())["model_hash"]
+    right = sum(row["prediction"] == row["label"] for row in rows)
+    assert right >= 15, "a network trained for six epochs knows most digits"
+    assert f"| {right / 20:.3f} |" in (folder / "certify.txt").read_text()
+
+
+def test_the_example_of_predict_agrees_with_its_ledger(folder: Path) -> None:
+    header, rows = read_ledger(folder / "digits-votes.jsonl")
+    assert header["kind"] == "predict"
+    assert len(rows) == 20
+    assert all(sum(row["counts"]) == row["n"] == 1_000 for row in rows)
+    right = sum(row["prediction"] == row["label"] for row in rows) / 20
+    assert f"20 images: {right:.3f} right" in (folder / "predict.txt").read_text()
+
+
+def test_the_example_of_curve_writes_table_and_pictures(folder: Path) -> None:
+    assert sorted(path.suffix for path in (folder / "curves").iterdir()) == [".csv", ".md", ".png", ".svg"]
+    assert "r = 0.25" in (folder / "curve.txt").read_text()
+
+
+def test_certify_again_does_nothing_and_asking_for_more_goes_on(here: Path) -> None:
+    before = (here / "digits.jsonl").read_bytes()
+    run(*example("certify"))
+    assert (here / "digits.jsonl").read_bytes() == before
+    run(*example("certify"), "--max", "22")
+    after = (here / "digits.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert [row["index"] for row in read_ledger(here / "digits.jsonl")[1]] == list(range(22))
+
+
+def test_every_picks_each_kth_image_and_a_seed_makes_the_ledger_repeatable(here: Path) -> None:
+    common = ["certify", "--checkpoint", "runs/digits", "--data", "digits", "--n", "200", "--seed", "5"]
+    run(*common, "--every", "100", "--out", "one.jsonl")
+    run(*common, "--every", "100", "--out", "two.jsonl", "--batch-size", "7")
+    one, two = (read_ledger(here / name)[1] for name in ("one.jsonl", "two.jsonl"))
+    assert [row["index"] for row in one] == [0, 100, 200, 300, 400]
+    # a network's logits may differ in the last bit with the batch size, and then a tied vote does: counts, not luck
+    assert (
+        sum(
+            sum(abs(a - b) for a, b in zip(r["counts"], s["counts"], strict=True))
+            for r, s in zip(one, two, strict=True)
+        )
+        <= 2
+    )
+
+
+def wait_for_rows(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < count + 1:
+        assert time.monotonic() < deadline, f"{path} has not {count} rows after a minute"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been_stopped(here: Path, how: signal.Signals) -> None:
+    words = [
+        *[
+            "certify",
+            "--checkpoint",
+            "runs/digits",
+            "--data",
+            "digits",
+            "--n",
+            "2000",
+            "--max",
+            "60",
+            "--seed",
+            "3",
+            "--out",
+        ],
+        f"{how.name}.jsonl",
+    ]
+    whole = f"whole-{how.name}.jsonl"
+    run(*words[:-1], whole)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "art_rs_plugin", *words], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    wait_for_rows(here / words[-1], 3)
+    process.send_signal(how)
+    errors = process.communicate()[1]
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"art-rs {shlex.join(words)}" in errors
+        assert "Traceback" not in errors
+    run(*words)
+    rows, expected = (read_ledger(here / name)[1] for name in (words[-1], whole))
+    assert len(rows) == 60
+    assert [{key: row[key] for key in CERTIFIED} for row in rows] == [
+        {key: row[key] for key in CERTIFIED} for row in expected
+    ]
+
+
+def test_somebody_elses_weights_need_a_model_and_a_sigma(here: Path) -> None:
+    network = models.build("mlp", input_shape=(1, 8, 8), nb_classes=10)[1]
+    torch.save({"state_dict": network.state_dict()}, "theirs.pth")
+    words = ["certify", "--checkpoint", "theirs.pth", "--data", "digits", "--n", "20", "--max", "2", "--out", "t.jsonl"]
+    assert "`--model` and `--sigma` must be given" in run(*words, code=2)
+    run(*words, "--model", "mlp", "--sigma", "0.5")
+    assert read_ledger(here / "t.jsonl")[0]["noise"]["sigma"] == 0.5
+
+
+CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out new.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("certify --checkpoint runs/digits --data mnist --data-root nowhere --out x.jsonl", "--data-root"),
+        (f"{CERTIFY} --alpha 7", "`alpha` must be in (0, 1), got 7.0"),
+        (f"{CERTIFY} --n 5", "`n` must be at least 10 to ever certify at alpha = 0.001, got 5"),
+        (f"{CERTIFY} --sigma -1", "`sigma` must be a finite number above 0, got -1.0"),
+        (f"{CERTIFY} --max 0", "`max` must be at least 1, got 0"),
+        (f"{CERTIFY} --radii 0,x", "`--radii` must be numbers separated by commas, got '0,x'"),
+        (f"{CERTIFY} --model mlp", "`--model` must not be given for a checkpoint that says it"),
+        ("certify --checkpoint nowhere --data digits --out x.jsonl", "`nowhere` does not exist"),
+        ("certify --checkpoint runs/digits --data cats --out x.jsonl", "must be one of 'digits'"),
+        ("certify --checkpoint runs/digits --data digits --n 10000 --out digits-votes.jsonl", "`kind`"),
+        ("certify --checkpoint runs/digits --data digits --n 20000 --out digits.jsonl", "`rule.n` is 10000"),
+        ("predict --checkpoint runs/digits --data digits --n 10 --out x.jsonl", "`n` must be at least 11"),
+        ("train --data digits --model vgg --sigma 0.25 --out y", "must be one of 'small-cnn'"),
+        ("train --data digits --model small-cnn --sigma 0.5 --epochs 6 --lr 0.05 --out runs/digits", "sigma"),
+        ("curve nowhere.jsonl", "nowhere.jsonl"),
+        ("curve digits-votes.jsonl", "has no radii"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line_and_leaves_nothing(here: Path, words: str, message: str) -> None:
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    output = run(*words.split(), code=2)
+    assert message in output
+    assert output.startswith("error: ")
+    assert "Traceback" not in output
+    after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU, and there is one")
+def test_a_gpu_that_is_not_there_is_said(here: Path) -> None:
+    output = run(
+        *["train", "--data", "digits", "--model", "mlp", "--sigma", "0.25", "--device", "gpu", "--out", "z"], code=2
+    )
+    assert "needs a GPU" in output
+
+
+def test_curve_reads_the_authors_logs(reference: Path) -> None:
+    log = reference / "certlogs/cohen2019/certify/cifar10/resnet110/noise_0.25/test/sigma_0.25"
+    assert "| 0.748 |    0.600 |   0.428 |    0.266 |" in run("curve", str(log))
+
+
+def test_demo_is_the_main_job(tmp_path: Path) -> None:
+    output = run("demo", "--out", str(tmp_path / "demo"))
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"curve.png", "curve.svg", "curve.md", "curve.csv", "sigma_0.25.jsonl", "sigma_0.50.jsonl"} <= names
+    _header, rows = read_ledger(tmp_path / "demo/sigma_0.25.jsonl")
+    # the network's accuracy under noise is above .9, and nine tenths of the digits are beyond doubt
+    assert sum(row["prediction"] == row["label"] for row in rows) / len(rows) > 0.9
+    assert all(row["radius"] < 0.25 * 3.2 + 0.01 for row in rows), "no radius beyond what 10 000 unanimous votes give"
+    for path in ("curve.png", "sigma_0.50.jsonl"):
+        assert str(tmp_path / "demo" / path) in output
+
+
+def test_a_network_of_the_users_own_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(*, input_shape, nb_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[1] * input_shape[2], nb_classes))\n"
+    )
+    art_rs = Path(sys.executable).with_name("art-rs")
+    words = "train --data digits --model mine:make --sigma 0.25 --epochs 1 --out out"
+    subprocess.run([art_rs, *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    assert json.loads((tmp_path / "out/checkpoint.json").read_text())["architecture"]["name"] == "mine:make"
