@@ -192,6 +192,7 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         ("predict --checkpoint runs/digits --data digits --n 10 --out x.jsonl", "`n` must be at least 11"),
         ("train --data digits --model vgg --sigma 0.25 --out y", "must be one of 'small-cnn'"),
         ("train --data digits --model small-cnn --sigma 0.5 --epochs 6 --lr 0.05 --out runs/digits", "sigma"),
+        ("train --data digits --model small-cnn --sigma 0.25 --epochs 60 --lr 0.05 --out runs/digits", "`epochs`"),
         ("curve nowhere.jsonl", "nowhere.jsonl"),
         ("curve digits-votes.jsonl", "has no radii"),
     ],

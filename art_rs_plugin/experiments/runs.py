@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import art_rs_plugin
+from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_prediction_votes, check_votes, predict_from_counts
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.experiments import checkpoints, models
@@ -65,8 +66,15 @@ def train(
     """
     noise = Gaussian(sigma)
     state = out / TRAINING_STATE
-    if seed is None:
-        seed = read_checkpoint(state)["settings"]["seed"] if state.exists() else fresh_seed()
+    step_size = max(1, -(-checks.whole("epochs", recipe.epochs) // 3))
+    if state.exists():
+        begun = read_checkpoint(state)
+        seed = begun["settings"]["seed"] if seed is None else seed
+        if (begun["scheduler"] or {}).get("step_size") != step_size:
+            raise ValueError(
+                f"`epochs` must be as in the run in {out}, whose learning rates follow them, got {recipe.epochs}"
+            )
+    seed = fresh_seed() if seed is None else seed
     architecture: dict[str, Any] = {
         "name": model_name,
         "input_shape": list(data.input_shape),
@@ -89,7 +97,7 @@ def train(
         noise=noise,
         epochs=recipe.epochs,
         seed=seed,
-        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, -(-recipe.epochs // 3))),
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=step_size),
         checkpoint=state,
         on_epoch=on_epoch,
         progress=progress,
@@ -182,7 +190,7 @@ def _fill(
         "model": {"hash": checkpoints.model_hash(estimator.model)},
         "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
         "seed": seed,
-        "data": {"name": data.name, "split": data.split},
+        "data": {"name": data.name, "split": data.split, "images": len(data)},
         "rule": rule,
         "versions": _versions(),
         "precision": _precision(estimator.device),
