@@ -75,15 +75,15 @@ class Objective:
         :param batch_size: Noisy copies per forward pass, at most.
         :return: Values (m,) and gradients (m, *shape).
         """
-        values, gradients = [], []
+        values, gradients = x.new_zeros(len(x)), torch.zeros_like(x)
         for rows, chunks in _chunked(x, draws, batch_size):
+            here = slice(rows.start, rows.stop)
             # pooled so far over the draws of these rows: their sum, or the log of their sum of exponentials
             total = x.new_full((len(rows),), -math.inf if self.log_mean_exp else 0.0)
-            gradient = torch.zeros_like(x[rows.start : rows.stop])
+            gradient = torch.zeros_like(x[here])
             for noise in chunks:
-                clean = x[rows.start : rows.stop].detach().requires_grad_(True)
-                per_draw = self.per_draw(*_logits_and_labels(forward, clean, y[rows.start : rows.stop], noise))
-                per_draw = per_draw.view(noise.shape[:2])
+                clean = x[here].detach().requires_grad_(True)
+                per_draw = self.per_draw(*_logits_and_labels(forward, clean, y[here], noise)).view(noise.shape[:2])
                 part = torch.logsumexp(per_draw, dim=1) if self.log_mean_exp else per_draw.sum(dim=1)
                 (part_gradient,) = torch.autograd.grad(part.sum(), clean)
                 part = part.detach()
@@ -93,12 +93,10 @@ class Objective:
                 else:
                     total, gradient = total + part, gradient + part_gradient
             if self.log_mean_exp:
-                total, gradient = math.log(draws.count) - total, -gradient
+                values[here], gradients[here] = math.log(draws.count) - total, -gradient
             else:
-                total, gradient = total / draws.count, gradient / draws.count
-            values.append(total)
-            gradients.append(gradient)
-        return torch.cat(values), torch.cat(gradients)
+                values[here], gradients[here] = total / draws.count, gradient / draws.count
+        return values, gradients
 
 
 def mean_softmax_gradient(
@@ -110,19 +108,17 @@ def mean_softmax_gradient(
     :param classes: (m, k) int64, the classes whose probability is differentiated, row by row.
     :return: (m, k, *shape).
     """
-    gradients = []
+    gradients = x.new_zeros((*classes.shape, *x.shape[1:]))
     for rows, chunks in _chunked(x, draws, batch_size):
-        chosen = classes[rows.start : rows.stop]
-        total = x.new_zeros((len(rows), chosen.shape[1], *x.shape[1:]))
+        here = slice(rows.start, rows.stop)
         for noise in chunks:
-            clean = x[rows.start : rows.stop].detach().requires_grad_(True)
-            logits, repeated = _logits_and_labels(forward, clean, chosen, noise)
+            clean = x[here].detach().requires_grad_(True)
+            logits, repeated = _logits_and_labels(forward, clean, classes[here], noise)
             probability = torch.softmax(logits, dim=1).gather(1, repeated)
-            for k in range(chosen.shape[1]):
-                (part,) = torch.autograd.grad(probability[:, k].sum(), clean, retain_graph=k + 1 < chosen.shape[1])
-                total[:, k] += part
-        gradients.append(total / draws.count)
-    return torch.cat(gradients)
+            for k in range(classes.shape[1]):
+                (part,) = torch.autograd.grad(probability[:, k].sum(), clean, retain_graph=k + 1 < classes.shape[1])
+                gradients[here, k] += part
+    return gradients / draws.count
 
 
 def _chunked(x: torch.Tensor, draws: Draws, batch_size: int) -> Iterator[tuple[range, Iterator[torch.Tensor]]]:

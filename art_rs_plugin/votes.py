@@ -55,7 +55,7 @@ def count_votes(
     :param forward: Maps (rows, *shape) in input coordinates to logits (rows, nb_classes).
     :param x: Clean inputs (m, *shape), float32, on the device that computes.
     :return: int64 of shape (len(requests), nb_classes); row i sums to `requests[i].votes`.
-    :raises ModelOutputError: Logits of another shape, or not finite; names the example.
+    :raises ModelOutputError: Logits of another shape, or not finite, and for which example.
     """
     rows = max(2, batch_size)
     batch = torch.zeros((rows, *x.shape[1:]), dtype=x.dtype, device=x.device)
@@ -106,7 +106,7 @@ def automatic_batch_size(x: torch.Tensor) -> int:
 
     On a CPU 128 rows of 3x32x32 and fewer of larger inputs: beyond that, page faults cost more than rows save.
     """
-    size = max(1, x[0].numel())
+    size = max(1, x.shape[1:].numel())
     if x.device.type == "cpu":
         return int(min(128, max(32, 2**19 // size)))
     return int(min(2048, max(64, 2**23 // size)))

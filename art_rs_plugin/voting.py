@@ -222,8 +222,8 @@ def _indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:
     names = np.asarray(indices)
     if names.shape != (m,) or (m and names.dtype.kind not in "iu"):
         raise ValueError(f"`indices` must be {m} whole numbers, got shape {names.shape} and dtype {names.dtype}")
-    if m and names.min() < 0:
-        raise ValueError(f"`indices` must be at least 0, got {names.min()}")
+    if m and not 0 <= int(names.min()) <= int(names.max()) < 2**63:
+        raise ValueError(f"`indices` must be in [0, 2^63), got {names.min()} to {names.max()}")
     if len(np.unique(names)) < m:
         raise ValueError("`indices` must differ: inputs of one index would share their noise")
     return names.astype(np.int64)

@@ -94,7 +94,7 @@ def test_answers_have_arts_types_and_shapes_and_abstentions_are_no_class():
 
 
 def test_empty_input_gives_empty_answers():
-    estimator, x, y = smoothed(), np.zeros((0, *SHAPE), np.float32), np.zeros(0, np.int64)
+    estimator, x = smoothed(), np.zeros((0, *SHAPE), np.float32)
     prediction, radius = estimator.certify(x)
     assert (prediction.dtype, prediction.shape, radius.dtype, radius.shape) == (np.int64, (0,), np.float64, (0,))
     assert estimator.certificates(x, indices=[]) == []
@@ -132,7 +132,7 @@ class TestInference:
     )
     def test_classes_come_from_the_first_forward_pass_where_no_layer_tells(self, ask):
         estimator = smoothed(Silent())
-        with pytest.raises(ValueError, match="`nb_classes` is not known yet: .*pass nb_classes="):
+        with pytest.raises(ValueError, match=r"`nb_classes` is not known yet: .*pass nb_classes="):
             _ = estimator.nb_classes
         ask(estimator)
         assert (estimator.nb_classes, estimator.input_shape) == (CLASSES, SHAPE)
@@ -176,7 +176,7 @@ class TestInputs:
             lambda x: x[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1],
             lambda x: np.broadcast_to(x, x.shape),
         ],
-        ids="list tensor leaf node float64 double big-endian fortran reversed read-only".split(),
+        ids=["list", "tensor", "leaf", "node", "float64", "double", "big-endian", "fortran", "reversed", "read-only"],
     )
     def test_arrays_tensors_and_lists_give_the_same_answers(self, given):
         x = np.random.default_rng(0).random((4, *SHAPE), dtype=np.float32)

@@ -29,7 +29,7 @@ CASES = [
     ((3, 32, 32), 128, 2, 300),
 ]
 # Float slack of a margin, in sigma: a float32 network may name the other class within this distance of the plane
-# (`test_slack_covers_what_float32_moves`). Radii come in steps a thousand times as long.
+# (`test_slack_covers_what_float32_moves`). Radii come in steps hundreds of times as long.
 SLACK = 1e-5
 FALSE_ALARM = 1e-6
 
@@ -115,7 +115,7 @@ class Outcome:
 def enumerated(nominal: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and variance of the radius, and probability of a false certificate, over all that CERTIFY can draw.
 
-    `margin` is signed; lengths in sigma. Written down from the paper, with SciPy's distributions.
+    `nominal` are signed margins; lengths in sigma. Written down from the paper, with SciPy's distributions.
     """
     p = norm.cdf(nominal)[:, None]
     k = np.arange(n + 1)
@@ -229,8 +229,3 @@ def test_slack_covers_what_float32_moves(standardised):
         length = np.linalg.norm(space.weight.astype(np.float64) / np.repeat(space.std, math.prod(space.shape[1:])))
         seen = (logits[:, 1] - logits[:, 0]) / length / SIGMA
         assert np.abs(seen - space.signed_margin(noisy)).max() < SLACK
-
-
-def test_print(outcome):
-    o=outcome
-    print("N", len(o.radius), "false", o.false(), "expected", o.expected_false.sum(), "limits", binom.isf(1e-6,len(o.radius),ALPHA), binom.isf(1e-6,len(o.radius),o.expected_false.mean()), "x1.1", o.false(1.1), "mean", o.radius.mean(), o.expected_radius.mean(), "z", (o.radius.mean()-o.expected_radius.mean())*len(o.radius)/np.sqrt(o.variance_of_radius.sum()), "abst", (o.prediction==-1).sum())
