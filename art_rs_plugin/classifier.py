@@ -9,6 +9,7 @@ device.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -44,11 +45,11 @@ class TorchClassifier(PyTorchClassifier):
         device_type: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+        loss = torch.nn.CrossEntropyLoss() if loss is None else loss
+        _check_parts(model, loss, optimizer)
         super().__init__(
             model=model,
-            loss=torch.nn.CrossEntropyLoss() if loss is None else loss,
+            loss=loss,
             input_shape=None if input_shape is None else tuple(input_shape),
             nb_classes=nb_classes,
             optimizer=optimizer,
@@ -98,6 +99,7 @@ class TorchClassifier(PyTorchClassifier):
         before = self.__dict__.copy()
         try:
             model = kwargs.pop("model", self.model)
+            _check_parts(model, kwargs.get("loss", self._loss), kwargs.get("optimizer", self._optimizer))
             if model is not self.model:
                 self._model = self._make_model_wrapper(model)
             if isinstance(kwargs.get("preprocessing"), tuple):
@@ -106,7 +108,8 @@ class TorchClassifier(PyTorchClassifier):
             device_type = _device_type(kwargs.pop("device_type", self._device_type))
             super().set_params(**kwargs)
             self._place(device_type)
-            self._nb_classes_guessed &= kwargs.get("nb_classes") is None
+            if "nb_classes" in kwargs:
+                self._nb_classes_guessed = kwargs["nb_classes"] is None
             self._understood = False
         except Exception:
             self.__dict__.clear()
@@ -120,7 +123,10 @@ class TorchClassifier(PyTorchClassifier):
         model = copy.deepcopy(params.pop("model"))
         optimizer = params.pop("optimizer")
         if optimizer is not None:
-            optimizer = type(optimizer)(model.parameters(), **optimizer.defaults)
+            # an optimizer may keep defaults that its constructor does not take
+            taken = inspect.signature(type(optimizer)).parameters
+            defaults = {name: value for name, value in optimizer.defaults.items() if name in taken}
+            optimizer = type(optimizer)(model.parameters(), **defaults)
         clone = type(self)(model, optimizer=optimizer, **params)
         clone.reset()
         return clone
@@ -207,9 +213,9 @@ class TorchClassifier(PyTorchClassifier):
         through_arrays: torch.Tensor = _ArrayPreprocessing.apply(x, self, fit)
         return through_arrays
 
-    def _labels(self, y: Any, m: int) -> torch.Tensor:
+    def _labels(self, y: Any, m: int, name: str = "y") -> torch.Tensor:
         """Labels for `m` inputs, indices or one row a label, as class distributions: float32 (m, nb_classes)."""
-        y = _tensor("y", y).to(self._device)
+        y = _tensor(name, y).to(self._device)
         y = y if y.is_floating_point() else y.long()
         if y.shape in ((m,), (m, 1)):
             y = y.reshape(m)
@@ -217,12 +223,12 @@ class TorchClassifier(PyTorchClassifier):
             if wrong.any():
                 row = int(wrong.nonzero()[0])
                 raise ValueError(
-                    f"`y` must hold classes from 0 to {self.nb_classes - 1}, got {y[row].item()} at y[{row}]"
+                    f"`{name}` must hold classes from 0 to {self.nb_classes - 1}, got {y[row].item()} at {name}[{row}]"
                 )
             return torch.nn.functional.one_hot(y.long(), self.nb_classes).float()
         if y.shape != (m, self.nb_classes):
             raise ValueError(
-                f"`y` must have shape ({m},) or ({m}, {self.nb_classes}) for {m} inputs, got {tuple(y.shape)}"
+                f"`{name}` must have shape ({m},) or ({m}, {self.nb_classes}) for {m} inputs, got {tuple(y.shape)}"
             )
         y = y.float()
         total = y.sum(dim=1)
@@ -242,12 +248,18 @@ class TorchClassifier(PyTorchClassifier):
 
     def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The estimator's loss for every row by itself, whatever its `reduction`; `target` as from `_labels`."""
-        if not hasattr(self._loss, "reduction"):
-            raise TypeError(f"`loss` must have a `reduction`, as torch's losses do, got {type(self._loss).__name__}")
         loss = copy.copy(self._loss)
         loss.reduction = "none"
-        value: torch.Tensor = loss(logits, self.reduce_labels(target))
+        value: torch.Tensor = loss(logits, self._as_loss_takes(target))
         return value.flatten(1).mean(dim=1) if value.ndim > 1 else value
+
+    def _as_loss_takes(self, target: torch.Tensor) -> torch.Tensor:
+        """Class distributions (m, nb_classes) as the loss wants its targets: indices, or the distributions."""
+        if isinstance(self._loss, (torch.nn.NLLLoss, torch.nn.MultiMarginLoss)):
+            return target.argmax(dim=1)
+        if isinstance(self._loss, torch.nn.CrossEntropyLoss) and bool((target.amax(dim=1) == 1.0).all()):
+            return target.argmax(dim=1)
+        return target
 
 
 class _ArrayPreprocessing(torch.autograd.Function):
@@ -263,8 +275,18 @@ class _ArrayPreprocessing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None, None]:
         gradient = gradients[0]
-        estimate = ctx.estimator._apply_preprocessing_gradient(ctx.array, gradient.cpu().numpy(), fit=ctx.fit)
+        with torch.enable_grad():  # ART differentiates its own preprocessors of torch in there
+            estimate = ctx.estimator._apply_preprocessing_gradient(ctx.array, gradient.cpu().numpy(), fit=ctx.fit)
         return torch.from_numpy(np.asarray(estimate, dtype=np.float32)).to(gradient.device), None, None
+
+
+def _check_parts(model: Any, loss: Any, optimizer: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    if not callable(loss) or not hasattr(loss, "reduction"):
+        raise TypeError(f"`loss` must have a `reduction`, as torch's losses do, got {type(loss).__name__}")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
 
 
 def _device_type(device_type: str | None) -> str:
@@ -280,7 +302,7 @@ def _device_type(device_type: str | None) -> str:
 def _width_of_last_layer(model: torch.nn.Module) -> int | None:
     """Outputs of the last layer if it is linear: a first guess, which the first forward pass confirms or corrects."""
     last = list(model.modules())[-1]
-    return last.out_features if isinstance(last, torch.nn.Linear) else None
+    return last.out_features if isinstance(last, torch.nn.Linear) and last.out_features > 1 else None
 
 
 def _is_identity(operation: Any) -> bool:

@@ -142,7 +142,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
             classes = torch.arange(self.nb_classes, device=self.device).expand(len(inputs), -1)
         else:
             label = np.broadcast_to(label, len(inputs)) if np.ndim(label) == 0 else label
-            classes = self._labels(label, len(inputs)).argmax(dim=1, keepdim=True)
+            classes = self._labels(label, len(inputs), "label").argmax(dim=1, keepdim=True)
         with mode(self.model, training=training_mode):
             gradient = mean_softmax_gradient(
                 self._logits, inputs, classes, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)

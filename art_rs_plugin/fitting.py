@@ -13,6 +13,7 @@ from art.data_generators import DataGenerator, PyTorchDataGenerator
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from art_rs_plugin.core import checks
 from art_rs_plugin.training.batches import Augment, loader_batches
 from art_rs_plugin.training.checkpoint import Epoch, read_checkpoint
 from art_rs_plugin.training.gaussian import GaussianAugmentation
@@ -77,19 +78,20 @@ class Fitting(_Base):
         verbose: bool = False,
         *,
         scheduler: LRScheduler | None = None,
+        augment: Augment | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> list[Epoch]:
         """Fit f as `fit` does to the batches of an ART data generator or a torch DataLoader.
 
         The order of batches is the generator's own, so a resumed run goes on but need not be bit for bit the same.
         """
-        if not isinstance(generator, DataGenerator | DataLoader):
+        if not isinstance(generator, (DataGenerator, DataLoader)):
             raise TypeError(
                 f"`generator` must be an ART DataGenerator or a torch DataLoader, got {type(generator).__name__}"
             )
 
         def batches(_: int) -> Callable[[int], Iterable[Any]]:
-            return lambda epoch: self._checked_batches(generator)
+            return lambda epoch: self._checked_batches(generator, augment)
 
         return self._train(batches, nb_epochs, scheduler=scheduler, verbose=verbose, checkpoint=checkpoint)
 
@@ -104,6 +106,10 @@ class Fitting(_Base):
     ) -> list[Epoch]:
         if self._optimizer is None:
             raise ValueError("`optimizer` must be given to the estimator in order to fit, got None")
+        held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        if not held & {id(parameter) for parameter in self.model.parameters()}:
+            raise ValueError("`optimizer` must hold the model's parameters, got one that holds none of them")
+        checks.whole("nb_epochs", nb_epochs)
         if self.seed is None and checkpoint is not None and Path(checkpoint).exists():
             seed = read_checkpoint(checkpoint)["settings"]["seed"]
         else:
@@ -126,10 +132,9 @@ class Fitting(_Base):
         return history
 
     def _training_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self._int_labels:
-            loss: torch.Tensor = self._loss(logits, labels)
-            return loss
-        return self._loss_per_row(logits, torch.nn.functional.one_hot(labels, self.nb_classes).float()).mean()
+        one_hot = torch.nn.functional.one_hot(labels, self.nb_classes).float()
+        loss: torch.Tensor = self._loss(logits, self._as_loss_takes(one_hot))
+        return loss
 
     def _hard_labels(self, y: Any, m: int) -> torch.Tensor:
         """Labels as class indices, int64 (m,)."""
@@ -141,15 +146,22 @@ class Fitting(_Base):
         return labels
 
     def _checked_batches(
-        self, generator: DataGenerator | DataLoader[Any]
+        self, generator: DataGenerator | DataLoader[Any], augment: Augment | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch of a generator's batches, as (float32 inputs, int64 labels)."""
-        if isinstance(generator, PyTorchDataGenerator):
-            generator = generator.iterator
-        if isinstance(generator, DataLoader):
-            batches: Iterable[Any] = generator
-        else:
-            batches = (generator.get_batch() for _ in range(generator.size // generator.batch_size))
-        for x, y in batches:
+        for x, y in _epoch(generator):
             x = self._inputs(x)
-            yield x, self._hard_labels(y, len(x))
+            labels = self._hard_labels(y, len(x))
+            yield x if augment is None else torch.stack([augment(image) for image in x]), labels
+
+
+def _epoch(generator: DataGenerator | DataLoader[Any]) -> Iterable[Any]:
+    """The batches of one epoch of a generator, as far as it tells where one ends."""
+    if isinstance(generator, PyTorchDataGenerator):
+        batches: Iterable[Any] = generator.iterator
+        return batches
+    if isinstance(generator, Iterable):
+        return generator
+    if generator.size is None:
+        raise ValueError("`generator` must have a size, so that an epoch has an end, got None")
+    return (generator.get_batch() for _ in range(generator.size // generator.batch_size))

@@ -34,8 +34,11 @@ class CertificationError(RuntimeError):
     """Certification stopped half-way; `certificates` holds those made before, `__cause__` says why it stopped."""
 
     def __init__(self, message: str, certificates: list[VoteCertificate]) -> None:
-        super().__init__(message)
+        super().__init__(message, certificates)  # both, so that it can be pickled
         self.certificates = certificates
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Voting(_Base):
@@ -110,23 +113,41 @@ class Voting(_Base):
         seed = self._call_seed()
         together = max(1, _VOTES_AT_ONCE // (self.n0 + n))
         for start in range(0, len(x), together):
-            rows = range(start, min(start + together, len(x)))
+            yield from self._certified(x, range(start, min(start + together, len(x))), names, n, seed, batch_size)
+
+    def _certified(
+        self,
+        x: torch.Tensor,
+        rows: range,
+        names: NDArray[np.int64],
+        n: int,
+        seed: int,
+        batch_size: int | None,
+    ) -> Iterator[VoteCertificate]:
+        """Certificates of `x[rows]`, whose votes are cast together; one by one if that fails, to lose none."""
+        try:
             counts = {
-                purpose: self._count(x, rows, names, purpose, votes, seed, batch_size)
+                purpose.value: self._count(x, rows, names, purpose, votes, seed, batch_size)
                 for purpose, votes in ((Purpose.SELECTION, self.n0), (Purpose.ESTIMATION, n))
             }
-            for position, row in enumerate(rows):
-                drawn = {purpose.value: table[position] for purpose, table in counts.items()}
-                yield certify(
-                    lambda purpose, _, drawn=drawn: drawn[purpose],  # type: ignore[misc]
-                    radius=self.noise.radius,
-                    n0=self.n0,
-                    n=n,
-                    alpha=self.alpha,
-                    index=int(names[row]),
-                    seed=seed,
-                    norm=self.noise.norm,
-                )
+        except Exception:
+            if len(rows) == 1:
+                raise
+            for row in rows:
+                yield from self._certified(x, range(row, row + 1), names, n, seed, batch_size)
+            return
+        for position, row in enumerate(rows):
+            drawn = {purpose: table[position] for purpose, table in counts.items()}
+            yield certify(
+                lambda purpose, _, drawn=drawn: drawn[purpose],  # type: ignore[misc]
+                radius=self.noise.radius,
+                n0=self.n0,
+                n=n,
+                alpha=self.alpha,
+                index=int(names[row]),
+                seed=seed,
+                norm=self.noise.norm,
+            )
 
     def votes(
         self,
@@ -178,6 +199,7 @@ class Voting(_Base):
             if prediction != ABSTAIN:
                 row[prediction] = 1.0
         result: NDArray[np.float32] = self._apply_postprocessing(preds=one_hot, fit=False)
+        result[one_hot.sum(axis=1) == 0.0] = 0.0  # a postprocessor must not make a class of an abstention
         return result
 
     def _count(
@@ -224,6 +246,8 @@ def _indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:
         raise ValueError(f"`indices` must be {m} whole numbers, got shape {names.shape} and dtype {names.dtype}")
     if m and not 0 <= int(names.min()) <= int(names.max()) < 2**63:
         raise ValueError(f"`indices` must be in [0, 2^63), got {names.min()} to {names.max()}")
-    if len(np.unique(names)) < m:
-        raise ValueError("`indices` must differ: inputs of one index would share their noise")
+    values, times = np.unique(names, return_counts=True)
+    if len(values) < m:
+        twice = values[times > 1][0]
+        raise ValueError(f"`indices` must differ: inputs of one index would share their noise, got {twice} twice")
     return names.astype(np.int64)

@@ -53,7 +53,7 @@ class GaussianAugmentationTrainer(Trainer):
         :param y: Labels, (m,) indices or (m, nb_classes) one-hot.
         :return: Loss, accuracy under noise, learning rate and seconds of each epoch.
         """
-        options = {"batch_size": self.batch_size, "augment": self.augment, **self._options(), **kwargs}
+        options = {"batch_size": self.batch_size, **self._options(), **kwargs}
         return self.classifier.fit(x, y, **options)
 
     def fit_generator(self, generator: Any, **kwargs: Any) -> list[Epoch]:
@@ -64,6 +64,7 @@ class GaussianAugmentationTrainer(Trainer):
         return {
             "nb_epochs": self.nb_epochs,
             "scheduler": self.scheduler,
+            "augment": self.augment,
             "checkpoint": self.checkpoint,
             "verbose": self.verbose,
         }
