@@ -19,6 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
 from art_rs_plugin.core import checks
+from art_rs_plugin.inputs import checked_inputs, class_distributions
 from art_rs_plugin.votes import ModelOutputError, mode
 
 
@@ -157,24 +158,14 @@ class TorchClassifier(PyTorchClassifier):
 
     def _inputs(self, x: Any) -> torch.Tensor:
         """`x` as float32 (m, *input_shape) where it lies, checked; the first one also says what the model is."""
-        x = _tensor("x", x)
-        if not x.is_floating_point():
-            raise TypeError(
-                f"`x` must be floating point, got {x.dtype}: sigma and radius are in the unit of x; "
-                "pass x / 255 for pixels from 0 to 255"
-            )
-        x = x.to(torch.float32)
-        if x.ndim < 2 or (self._input_shape is not None and x.shape[1:] != self._input_shape):
-            wanted = "(m, ...)" if self._input_shape is None else f"(m, {', '.join(map(str, self._input_shape))})"
-            hint = "; pass x[None] for a single input" if x.shape == self._input_shape else ""
-            raise ValueError(f"`x` must have shape {wanted}, got {tuple(x.shape)}{hint}")
-        finite = torch.isfinite(x).flatten(1).all(dim=1)
-        if not finite.all():
-            row = int(torch.argmin(finite.to(torch.uint8)))
-            raise ValueError(f"`x` must be finite, got NaN or infinity in x[{row}]")
+        x = checked_inputs(x, self._input_shape)
         if not self._understood and len(x):
             self._understand(x[:2])
         return x
+
+    def _labels(self, y: Any, m: int, name: str = "y") -> torch.Tensor:
+        """Labels for `m` inputs as class distributions: float32 (m, nb_classes), on the estimator's device."""
+        return class_distributions(name, y, m, self.nb_classes, self._device)
 
     def _understand(self, x: torch.Tensor) -> None:
         """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""
@@ -213,53 +204,17 @@ class TorchClassifier(PyTorchClassifier):
         through_arrays: torch.Tensor = _ArrayPreprocessing.apply(x, self, fit)
         return through_arrays
 
-    def _labels(self, y: Any, m: int, name: str = "y") -> torch.Tensor:
-        """Labels for `m` inputs, indices or one row a label, as class distributions: float32 (m, nb_classes)."""
-        y = _tensor(name, y).to(self._device)
-        y = y if y.is_floating_point() else y.long()
-        if y.shape in ((m,), (m, 1)):
-            y = y.reshape(m)
-            wrong = (y != y.long()) | (y < 0) | (y >= self.nb_classes)
-            if wrong.any():
-                row = int(wrong.nonzero()[0])
-                raise ValueError(
-                    f"`{name}` must hold classes from 0 to {self.nb_classes - 1}, got {y[row].item()} at {name}[{row}]"
-                )
-            return torch.nn.functional.one_hot(y.long(), self.nb_classes).float()
-        if y.shape != (m, self.nb_classes):
-            raise ValueError(
-                f"`{name}` must have shape ({m},) or ({m}, {self.nb_classes}) for {m} inputs, got {tuple(y.shape)}"
-            )
-        y = y.float()
-        total = y.sum(dim=1)
-        # ART derives labels from predict where none are given: an abstention is a zero row there, and then all ones
-        abstained = (y == y[:, :1]).all(dim=1)
-        wrong = ~abstained & ((y < 0).any(dim=1) | ~((total - 1).abs() < 1e-3))
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(f"`y` must hold class distributions, got a row that sums to {total[row]:.6g} at y[{row}]")
-        if abstained.any():
-            warnings.warn(
-                f"{int(abstained.sum())} of {m} labels name no class, as after an abstention of predict: a uniform "
-                "target takes their place; pass the true labels as `y`",
-                stacklevel=4,
-            )
-        return torch.where(abstained[:, None], torch.full_like(y, 1.0 / self.nb_classes), y)
-
     def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The estimator's loss for every row by itself, whatever its `reduction`; `target` as from `_labels`."""
         loss = copy.copy(self._loss)
         loss.reduction = "none"
-        value: torch.Tensor = loss(logits, self._as_loss_takes(target))
+        soft = isinstance(loss, torch.nn.CrossEntropyLoss) and bool((target.amax(dim=1) < 1.0).any())
+        value: torch.Tensor = loss(logits, target.argmax(dim=1) if self._loss_takes_indices and not soft else target)
         return value.flatten(1).mean(dim=1) if value.ndim > 1 else value
 
-    def _as_loss_takes(self, target: torch.Tensor) -> torch.Tensor:
-        """Class distributions (m, nb_classes) as the loss wants its targets: indices, or the distributions."""
-        if isinstance(self._loss, (torch.nn.NLLLoss, torch.nn.MultiMarginLoss)):
-            return target.argmax(dim=1)
-        if isinstance(self._loss, torch.nn.CrossEntropyLoss) and bool((target.amax(dim=1) == 1.0).all()):
-            return target.argmax(dim=1)
-        return target
+    @property
+    def _loss_takes_indices(self) -> bool:
+        return isinstance(self._loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginLoss))
 
 
 class _ArrayPreprocessing(torch.autograd.Function):
@@ -308,19 +263,6 @@ def _width_of_last_layer(model: torch.nn.Module) -> int | None:
 def _is_identity(operation: Any) -> bool:
     standardises = isinstance(operation, StandardisationMeanStdPyTorch)
     return standardises and bool(np.all(operation.mean == 0) and np.all(operation.std == 1))
-
-
-def _tensor(name: str, value: Any) -> torch.Tensor:
-    """An array, or what NumPy makes one of, as a tensor; a tensor as it is, without its graph."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"`{name}` must be an array or tensor of numbers, got dtype {array.dtype}")
-    # torch wants native byte order, positive strides and memory it may write to
-    return torch.from_numpy(
-        np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements=["C", "W"])
-    )
 
 
 def _move(model: torch.nn.Module, attributes: dict[str, Any], device: torch.device) -> None:

@@ -207,10 +207,11 @@ def curve(
     """Certified accuracy of ledgers: a table, and with --out a picture of the curves."""
     with _reported("nothing is half-written"):
         from art_rs_plugin.experiments.curve import write_curve
+        from art_rs_plugin.experiments.logs import read_logs
 
         _print_table(logs, _radii(radii))
         if out is not None:
-            for path in write_curve(_read_logs(logs), _radii(radii), out):
+            for path in write_curve(read_logs(logs), _radii(radii), out):
                 _say(f"{path}")
 
 
@@ -229,24 +230,19 @@ def _load(name: str, split: Split, root: Path | None, download: bool) -> DataSet
 def _estimator(
     checkpoint: Path, data: DataSet, sigma: float | None, model_name: str | None, device: Device | None, **options: Any
 ) -> RandomizedSmoothingPyTorch:
-    """The estimator of a checkpoint folder, or of other people's weights in an architecture of ours."""
     from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
-    from art_rs_plugin.experiments import checkpoints, models
+    from art_rs_plugin.experiments import runs
 
-    if checkpoint.is_file():
-        if model_name is None or sigma is None:
-            raise ValueError(f"`--model` and `--sigma` must be given for weights that do not say them: {checkpoint}")
-        model: Any = models.build(
-            model_name, input_shape=data.input_shape, nb_classes=data.nb_classes, mean=data.mean, std=data.std
-        )
-        checkpoints.load_weights(model, checkpoint)
-    else:
-        if model_name is not None:
-            raise ValueError(f"`--model` must not be given for a checkpoint that says it: {checkpoint}")
-        model, about = checkpoints.load_checkpoint(checkpoint)
-        sigma = float(about["sigma"]) if sigma is None else sigma
+    model, trained_at = runs.open_network(checkpoint, data, model_name)
+    sigma = trained_at if sigma is None else sigma
+    if sigma is None:
+        raise ValueError(f"`--sigma` must be given for weights that do not say theirs: {checkpoint}")
     return RandomizedSmoothingPyTorch(
-        model, sigma, input_shape=data.input_shape, device_type=None if device is None else device.value, **options
+        model,
+        sigma,
+        input_shape=data.input_shape,
+        device_type=None if device is None else device.value,
+        **options,
     )
 
 
@@ -272,20 +268,11 @@ def _radii(text: str) -> list[float]:
         raise ValueError(f"`--radii` must be numbers separated by commas, got {text!r}") from None
 
 
-def _read_logs(paths: list[Path]) -> dict[str, Any]:
-    """Logs by name; the file's name, or its path where names repeat."""
-    from art_rs_plugin.experiments.logs import read_log
-
-    names = [path.stem for path in paths]
-    return {
-        name if names.count(name) == 1 else str(path): read_log(path) for name, path in zip(names, paths, strict=True)
-    }
-
-
 def _print_table(paths: list[Path], radii: list[float]) -> None:
     from art_rs_plugin.experiments.curve import curve_table, to_markdown
+    from art_rs_plugin.experiments.logs import read_logs
 
-    _say(to_markdown(curve_table(_read_logs(paths), radii)).rstrip())
+    _say(to_markdown(curve_table(read_logs(paths), radii)).rstrip())
 
 
 def _say(text: str) -> None:

@@ -132,8 +132,9 @@ class Fitting(_Base):
         return history
 
     def _training_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        one_hot = torch.nn.functional.one_hot(labels, self.nb_classes).float()
-        loss: torch.Tensor = self._loss(logits, self._as_loss_takes(one_hot))
+        if not self._loss_takes_indices:
+            labels = torch.nn.functional.one_hot(labels, self.nb_classes).float()
+        loss: torch.Tensor = self._loss(logits, labels)
         return loss
 
     def _hard_labels(self, y: Any, m: int) -> torch.Tensor:

@@ -167,7 +167,8 @@ def test_somebody_elses_weights_need_a_model_and_a_sigma(here: Path) -> None:
     network = models.build("mlp", input_shape=(1, 8, 8), nb_classes=10)[1]
     torch.save({"state_dict": network.state_dict()}, "theirs.pth")
     words = ["certify", "--checkpoint", "theirs.pth", "--data", "digits", "--n", "20", "--max", "2", "--out", "t.jsonl"]
-    assert "`--model` and `--sigma` must be given" in run(*words, code=2)
+    assert "`--model` must be given" in run(*words, code=2)
+    assert "`--sigma` must be given" in run(*words, "--model", "mlp", code=2)
     run(*words, "--model", "mlp", "--sigma", "0.5")
     assert read_ledger(here / "t.jsonl")[0]["noise"]["sigma"] == 0.5
 

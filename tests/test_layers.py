@@ -21,6 +21,7 @@ LAYERS = [
     {"fitting"},
     {"voting"},
     {"classifier"},
+    {"inputs"},
     {"training"},
     {"smoothed"},
     {"votes"},

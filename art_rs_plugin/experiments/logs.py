@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from decimal import ROUND_DOWN, Context, Decimal
 from functools import partial
@@ -49,6 +49,13 @@ def read_log(path: str | os.PathLike[str]) -> pd.DataFrame:
     frame = _from_ledger(path) if is_ledger else _from_tsv(path)
     frame.attrs["source"] = str(path)
     return frame
+
+
+def read_logs(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """Several logs by name: the file's name without its suffix, or the whole path where such names repeat."""
+    stems = [path.stem if path.suffix == ".jsonl" else path.name for path in paths]
+    names = [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
+    return {name: read_log(path) for name, path in zip(names, paths, strict=True)}
 
 
 def write_tsv(frame: pd.DataFrame, path: str | os.PathLike[str], *, decimals: int = 3) -> None:

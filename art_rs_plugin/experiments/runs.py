@@ -113,6 +113,26 @@ def train(
     return model
 
 
+def open_network(path: Path, data: DataSet, model_name: str | None = None) -> tuple[torch.nn.Module, float | None]:
+    """The network of a checkpoint folder, with the sigma it was trained at; or somebody's weights in `model_name`.
+
+    :param data: The images it is for: weights from elsewhere get their shape, classes, mean and deviation.
+    :raises ValueError: `model_name` is missing for a file of weights, or given for a checkpoint, which says it.
+    """
+    if not path.is_file():
+        if model_name is not None:
+            raise ValueError(f"`--model` must not be given for a checkpoint that says it: {path}")
+        model, about = checkpoints.load_checkpoint(path)
+        return model, float(about["sigma"])
+    if model_name is None:
+        raise ValueError(f"`--model` must be given for weights that do not say theirs: {path}")
+    network = models.build(
+        model_name, input_shape=data.input_shape, nb_classes=data.nb_classes, mean=data.mean, std=data.std
+    )
+    checkpoints.load_weights(network, path)
+    return network, None
+
+
 def certify(
     estimator: RandomizedSmoothingPyTorch,
     data: DataSet,

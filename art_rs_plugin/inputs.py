@@ -1,0 +1,88 @@
+"""What users pass as x and y, as tensors: checked once, where they enter."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def checked_inputs(x: Any, input_shape: tuple[int, ...] | None) -> torch.Tensor:
+    """Inputs as float32 (m, *input_shape), where they lie; float64 is cast once.
+
+    :param x: An array or tensor, floating point.
+    :param input_shape: None where it is not known yet.
+    :raises TypeError: Not numbers, or whole numbers.
+    :raises ValueError: Another shape, or a value that is not finite.
+    """
+    inputs = as_tensor("x", x)
+    if not inputs.is_floating_point():
+        raise TypeError(
+            f"`x` must be floating point, got {inputs.dtype}: sigma and radius are in the unit of x; "
+            "pass x / 255 for pixels from 0 to 255"
+        )
+    inputs = inputs.to(torch.float32)
+    if inputs.ndim < 2 or (input_shape is not None and inputs.shape[1:] != input_shape):
+        wanted = "(m, ...)" if input_shape is None else f"(m, {', '.join(map(str, input_shape))})"
+        hint = "; pass x[None] for a single input" if inputs.shape == input_shape else ""
+        raise ValueError(f"`x` must have shape {wanted}, got {tuple(inputs.shape)}{hint}")
+    finite = torch.isfinite(inputs).flatten(1).all(dim=1)
+    if not finite.all():
+        row = int(torch.argmin(finite.to(torch.uint8)))
+        raise ValueError(f"`x` must be finite, got NaN or infinity in x[{row}]")
+    return inputs
+
+
+def class_distributions(name: str, y: Any, m: int, nb_classes: int, device: torch.device) -> torch.Tensor:
+    """Labels for `m` inputs as class distributions, float32 (m, nb_classes) on `device`.
+
+    :param name: What the caller calls `y`, for its errors.
+    :param y: An array or tensor: indices (m,) or (m, 1), or one row of probabilities a label (m, nb_classes).
+    :raises ValueError: Another shape, an index out of range, or a row that is no distribution. A row of equal numbers,
+        as ART derives from an abstention, becomes the uniform distribution with a warning.
+    """
+    y = as_tensor(name, y).to(device)
+    y = y if y.is_floating_point() else y.long()
+    if y.shape in ((m,), (m, 1)):
+        y = y.reshape(m)
+        wrong = (y != y.long()) | (y < 0) | (y >= nb_classes)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"`{name}` must hold classes from 0 to {nb_classes - 1}, got {y[row].item()} at {name}[{row}]"
+            )
+        return torch.nn.functional.one_hot(y.long(), nb_classes).float()
+    if y.shape != (m, nb_classes):
+        raise ValueError(f"`{name}` must have shape ({m},) or ({m}, {nb_classes}) for {m} inputs, got {tuple(y.shape)}")
+    y = y.float()
+    total = y.sum(dim=1)
+    # ART derives labels from predict where none are given: an abstention is a zero row there, and then all ones
+    abstained = (y == y[:, :1]).all(dim=1)
+    wrong = ~abstained & ((y < 0).any(dim=1) | ~((total - 1).abs() < 1e-3))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"`{name}` must hold class distributions, got a row that sums to {total[row]:.6g} at {name}[{row}]"
+        )
+    if abstained.any():
+        warnings.warn(
+            f"{int(abstained.sum())} of {m} labels name no class, as after an abstention of predict: a uniform target "
+            f"takes their place; pass the true labels as `{name}`",
+            stacklevel=5,
+        )
+    return torch.where(abstained[:, None], torch.full_like(y, 1.0 / nb_classes), y)
+
+
+def as_tensor(name: str, value: Any) -> torch.Tensor:
+    """An array, or what NumPy makes one of, as a tensor; a tensor as it is, without its graph."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must be an array or tensor of numbers, got dtype {array.dtype}")
+    # torch wants native byte order, positive strides and memory it may write to
+    return torch.from_numpy(
+        np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements=["C", "W"])
+    )
