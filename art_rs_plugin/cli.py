@@ -73,7 +73,7 @@ def demo(
     """The main job on embedded real data, in under a minute: train at two sigmas, certify, draw the curves."""
     from art_rs_plugin.experiments import demo as demonstration
 
-    with _reported("x"):
+    with _reported(f"what is finished is in {out}"):
         ledgers, files = demonstration.run(out, say=_say, bar=_bar)
         _print_table(list(ledgers.values()), list(demonstration.RADII))
         _say(f"\nWritten to {out}: checkpoints, and")
