@@ -61,6 +61,7 @@ class TorchClassifier(PyTorchClassifier):
         self._nb_classes_guessed = nb_classes is None
         if nb_classes is None:
             self.nb_classes = _width_of_last_layer(model)
+        self._place(self._device_type)  # ART moves the model alone
 
     @property
     def nb_classes(self) -> int:
@@ -119,8 +120,13 @@ class TorchClassifier(PyTorchClassifier):
             raise
 
     def clone_for_refitting(self) -> TorchClassifier:
-        """A new estimator of the same settings and architecture with fresh weights and a fresh optimizer, if any."""
+        """A new estimator of the same settings and architecture, and a fresh optimizer if there is one.
+
+        Its weights are drawn anew, where a module has a `reset_parameters` to do so, as in ART.
+        """
         params = self.get_params()
+        if self._nb_classes_guessed and not self._understood:
+            params["nb_classes"] = None
         model = copy.deepcopy(params.pop("model"))
         optimizer = params.pop("optimizer")
         if optimizer is not None:
@@ -131,6 +137,21 @@ class TorchClassifier(PyTorchClassifier):
         clone = type(self)(model, optimizer=optimizer, **params)
         clone.reset()
         return clone
+
+    def get_activations(
+        self, x: Any, layer: int | str | None = None, batch_size: int = 128, framework: bool = False
+    ) -> Any:
+        """Output of a layer of f for `x`, as ART's; but the hook that reads it does not stay on the user's model."""
+        before = [(module, set(module._forward_hooks)) for module in self.model.modules()]
+        if not isinstance(x, torch.Tensor):
+            x = self._inputs(x).numpy()
+        try:
+            return super().get_activations(x, layer, batch_size, framework)
+        finally:
+            for module, hooks in before:
+                for hook in set(module._forward_hooks) - hooks:
+                    del module._forward_hooks[hook]
+            self.__dict__.pop("_features", None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, on the CPU, in the pickle itself; model and optimizer keep sharing their parameters."""
@@ -169,6 +190,12 @@ class TorchClassifier(PyTorchClassifier):
 
     def _understand(self, x: torch.Tensor) -> None:
         """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise ValueError(
+                    f"the model must judge each input by itself, got `{name}` = {module}, which mixes a batch in "
+                    "evaluation mode: batch normalisation needs track_running_stats=True"
+                )
         x = x.to(self._device)
         try:
             with mode(self.model, training=False), torch.no_grad():

@@ -192,7 +192,8 @@ def predict(
         log = read_log(out)
         correct = float((log["prediction"] == log["label"]).mean())
         abstained = float((log["prediction"] == -1).mean())
-        _say(f"{len(log)} images: {correct:.3f} right, {1 - correct - abstained:.3f} wrong, {abstained:.3f} abstained")
+        _say("| examples | right | wrong | abstained |\n| ---: | ---: | ---: | ---: |")
+        _say(f"| {len(log)} | {correct:.3f} | {1 - correct - abstained:.3f} | {abstained:.3f} |")
         _say(f"Ledger: {out}")
 
 
@@ -217,7 +218,7 @@ def curve(
 
 def main() -> None:
     """Entry point of `art-rs`."""
-    sys.path.insert(0, "")  # for a user's own module:factory in the current folder, as `python -m` does
+    sys.path.append("")  # for a user's own module:factory in the current folder
     app()
 
 
@@ -305,6 +306,8 @@ def _reported(kept: str) -> Iterator[None]:
         again = shlex.join(["art-rs", *sys.argv[1:]])
         typer.echo(f"\nStopped; {kept}. To go on, run the same command again:\n  {again}", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         typer.echo(f"error: {error}", err=True)
+        if isinstance(error, (RuntimeError, ArithmeticError)):
+            typer.echo(f"Stopped; {kept}. The same command goes on from there.", err=True)
         raise typer.Exit(2) from None

@@ -12,12 +12,12 @@ from art_rs_plugin.classifier import TorchClassifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
 from art_rs_plugin.fitting import Fitting
-from art_rs_plugin.noise import Gaussian, NoNoise
-from art_rs_plugin.smoothed import Draws, Objective, expected_loss, mean_softmax_gradient, smoothadv
+from art_rs_plugin.noise import NOISES, Gaussian, NoNoise
+from art_rs_plugin.smoothed import Draws, SmoothedLoss, expected_loss, mean_softmax_gradient, smoothadv
 from art_rs_plugin.votes import mode
 from art_rs_plugin.voting import Voting
 
-OBJECTIVES: dict[str, Callable[[TorchClassifier], Objective]] = {
+LOSSES: dict[str, Callable[[TorchClassifier], SmoothedLoss]] = {
     "expected_loss": lambda estimator: expected_loss(estimator._loss_per_row),
     "smoothadv": lambda _: smoothadv(),
 }
@@ -35,7 +35,9 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :param n0: Votes that select the class to certify.
     :param n: Votes that bound its probability.
     :param alpha: Probability that a certificate is wrong, at most; in (0, 1).
-    :param seed: A whole number makes every call repeatable; None draws a seed from the operating system for every call.
+    :param seed: A whole number makes votes and certificates repeatable call by call, and gradients and training as a
+        run, with fresh noise at every step; None draws a seed from the operating system for every call.
+    :param distribution: Name of the noise distribution in `noise.NOISES`.
     :param loss: A torch loss with a `reduction`; cross-entropy if None.
     :param input_shape: Shape of one input; that of the first `x` if None.
     :param nb_classes: Number of classes; from the model's last layer or first forward pass if None.
@@ -44,7 +46,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :raises ValueError, TypeError: Each with name, rule and value.
     """
 
-    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed"]  # noqa: RUF012
+    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed", "distribution"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         n: int = 100_000,
         alpha: float = 0.001,
         seed: int | None = None,
+        distribution: str = "gaussian",
         loss: Any = None,
         input_shape: tuple[int, ...] | None = None,
         nb_classes: int | None = None,
@@ -62,6 +65,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         **kwargs: Any,
     ) -> None:
         self.sigma, self.n0, self.n, self.alpha, self.seed = sigma, n0, n, alpha, seed
+        self.distribution = distribution
         self._check_smoothing()
         # Gradient and training noise goes on from call to call: repeatable as a run, fresh at every step.
         self._gradient_calls = 0
@@ -73,7 +77,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     @property
     def noise(self) -> Gaussian:  # type: ignore[override]
         """The noise distribution, which knows the radius it gives."""
-        return Gaussian(self.sigma)
+        return NOISES[self.distribution](self.sigma)
 
     def loss_gradient(
         self,
@@ -86,6 +90,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         base: bool = False,
         sampling: bool = True,
         batch_size: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Gradient in `x` of the smoothed classifier's loss, for every input by itself.
 
@@ -96,6 +101,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
             "smoothadv", -log of the mean softmax probability of the label (Salman et al. 2019).
         :param base: True for the base classifier's gradient, without noise; so does ART's own `sampling=False`.
         :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :param kwargs: Ignored, as by ART's own classifiers: some attacks pass what only others understand.
         :return: (m, *input_shape), float32: a tensor on the estimator's device if `x` is a tensor, else an array.
         """
         gradient = self._objective(x, y, training_mode, num_samples, objective, base or not sampling, batch_size)[1]
@@ -156,7 +162,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         """Value (m,) and gradient (m, *input_shape) of an objective of the smoothed classifier."""
         inputs = self._inputs(x).to(self.device)
         labels = self._labels(y, len(inputs))
-        chosen = OBJECTIVES[checks.one_of("objective", objective, OBJECTIVES)](self)
+        chosen = LOSSES[checks.one_of("objective", objective, LOSSES)](self)
         with mode(self.model, training=training_mode):
             return chosen.value_and_gradient(
                 self._logits, inputs, labels, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
@@ -175,6 +181,9 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
 
     def _check_smoothing(self) -> None:
         self.sigma = checks.positive("sigma", self.sigma)
+        checks.one_of("distribution", self.distribution, NOISES)
+        self.n0, self.n = checks.whole("n0", self.n0), checks.whole("n", self.n)
+        self.alpha = checks.in_unit_interval("alpha", self.alpha)
         check_votes(self.n0, self.n, self.alpha)
         if self.seed is not None:
             self.seed = checks.whole("seed", self.seed, minimum=0)

@@ -58,8 +58,10 @@ def class_distributions(name: str, y: Any, m: int, nb_classes: int, device: torc
         raise ValueError(f"`{name}` must have shape ({m},) or ({m}, {nb_classes}) for {m} inputs, got {tuple(y.shape)}")
     y = y.float()
     total = y.sum(dim=1)
-    # ART derives labels from predict where none are given: an abstention is a zero row there, and then all ones
-    abstained = (y == y[:, :1]).all(dim=1)
+    # ART derives labels from predict where none are given: an abstention is a zero row there, then all ones, then 1/k
+    level = y[:, :1]
+    known = (level == 0) | (level == 1) | (level == torch.full_like(level, 1.0 / nb_classes))
+    abstained = ((y == level) & known).all(dim=1)
     wrong = ~abstained & ((y < 0).any(dim=1) | ~((total - 1).abs() < 1e-3))
     if wrong.any():
         row = int(wrong.nonzero()[0])

@@ -72,6 +72,10 @@ class Gaussian:
         return f"Gaussian(sigma={self.sigma!r})"
 
 
+NOISES: dict[str, type[Gaussian]] = {Gaussian.name: Gaussian}
+"""Distributions by name. Whatever joins inherits the test that holds its radius against a half-space."""
+
+
 def fresh_seed() -> int:
     """A 63-bit seed from the operating system, for a caller who was given none."""
     return secrets.randbits(63)
@@ -82,7 +86,7 @@ def stream(seed: int, purpose: Purpose, *position: int, device: torch.device | s
 
     On a CPU all 19 937 bits of the Mersenne Twister's state come from SHAKE-128: `manual_seed` there keeps only 32
     bits, and a day of certification starts more than 2^16 streams, so that some would coincide. Other devices take a
-    64-bit key. Streams on different kinds of device differ.
+    64-bit key, and what they make of it may depend on their model: streams on different devices differ.
 
     :param seed: Whole number of at least 0.
     :param position: Whole numbers; streams with different positions are unrelated.
@@ -110,5 +114,13 @@ _MT_OFFSET = 24
 
 @cache
 def _fresh_cpu_state() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """State of a generator that was just seeded, so that its first draw twists the 624 words anew."""
-    return torch.Generator().manual_seed(0).get_state().numpy()
+    """State of a generator that was just seeded, so that its first draw twists the 624 words anew.
+
+    :raises RuntimeError: torch keeps it in another layout than the one that `seed_generator` writes to.
+    """
+    state = torch.Generator().manual_seed(0).get_state().numpy()
+    words = state[_MT_OFFSET:].view("<u8")
+    # the first two words that the generator's own seeding gives for 0 (Matsumoto and Nishimura 1998)
+    if len(words) < _MT_WORDS or words[:2].tolist() != [0, 1]:
+        raise RuntimeError(f"torch {torch.__version__} keeps the state of its CPU generator in an unknown layout")
+    return state

@@ -1,6 +1,6 @@
-"""The smoothed classifier made differentiable: objectives over noise draws, their values and gradients in `x`.
+"""The smoothed classifier made differentiable: losses over noise draws, their values and gradients in `x`.
 
-Two objectives, for inputs x with labels y and noise draws e_1, ..., e_m:
+Two losses, for inputs x with labels y and noise draws e_1, ..., e_m:
 
 - `expected_loss`: mean of loss(f(x + e_j), y) over j (Cohen et al. 2019, Appendix J.3);
 - `smoothadv`: -log of the mean over j of softmax(f(x + e_j))_y (Salman et al. 2019, equation 6).
@@ -25,13 +25,12 @@ PerDraw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """`count` noise draws for each of a batch's rows, a function of (seed, purpose, call, row, draw) alone."""
+    """`count` noise draws for each of a batch's rows, a function of (seed, call, row, draw) alone."""
 
     noise: Noise
     count: int
     seed: int
     call: int = 0
-    purpose: Purpose = Purpose.GRADIENT
 
     def chunks(self, x: torch.Tensor, rows: range, most: int) -> Iterator[torch.Tensor]:
         """Noise for `x[rows]`, shape (len(rows), k, *x.shape[1:]) with k at most `most`, until `count` are drawn."""
@@ -40,27 +39,27 @@ class Draws:
         blocks = torch.empty((len(rows), size, *x.shape[1:]), dtype=x.dtype, device=x.device)
         for start in range(0, self.count, size):
             for row, block in zip(rows, blocks, strict=True):
-                self.noise.fill_(block, seed_generator(generator, self.seed, self.purpose, self.call, row, start))
+                self.noise.fill_(block, seed_generator(generator, self.seed, Purpose.GRADIENT, self.call, row, start))
             yield from torch.split(blocks[:, : self.count - start], most, dim=1)
 
 
-def expected_loss(loss: PerDraw) -> Objective:
+def expected_loss(loss: PerDraw) -> SmoothedLoss:
     """J.3's objective: the mean of `loss` over the draws."""
-    return Objective(loss, log_mean_exp=False)
+    return SmoothedLoss(loss, log_mean_exp=False)
 
 
-def smoothadv() -> Objective:
+def smoothadv() -> SmoothedLoss:
     """Salman et al.'s objective: -log of the mean softmax probability of the label, labels as class distributions."""
 
     def log_probability(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(torch.log_softmax(logits, dim=1) + target.log(), dim=1)
 
-    return Objective(log_probability, log_mean_exp=True)
+    return SmoothedLoss(log_probability, log_mean_exp=True)
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A value per draw, and how draws are pooled: by their mean, or as -log mean exp."""
+class SmoothedLoss:
+    """A loss of the smoothed classifier: a value per draw, and how draws are pooled, by mean or as -log mean exp."""
 
     per_draw: PerDraw
     log_mean_exp: bool
@@ -68,7 +67,7 @@ class Objective:
     def value_and_gradient(
         self, forward: Forward, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Objective and its gradient for every row of `x`, each row by itself (no division by the number of rows).
+        """Value and gradient for every row of `x`, each row by itself (no division by the number of rows).
 
         :param x: (m, *shape) in input coordinates; noise is added to it before `forward`.
         :param y: (m, ...) labels as `per_draw` takes them.

@@ -174,6 +174,7 @@ class Voting(_Base):
         *,
         indices: ArrayLike | None = None,
         training_mode: bool = False,
+        **kwargs: Any,
     ) -> NDArray[np.float32]:
         """Predict with the smoothed classifier (Cohen et al. 2019, PREDICT), as ART's one-hot rows.
 
@@ -183,6 +184,7 @@ class Voting(_Base):
         :param n: Votes per input.
         :param is_abstain: False returns the most voted class instead of abstaining, without the guarantee.
         :param training_mode: False, or ValueError: votes are cast in evaluation mode.
+        :param kwargs: Ignored, as by ART's own classifiers: some attacks pass what only others understand.
         :return: float32 (m, nb_classes); an abstention is a zero row, which `argmax` must never see.
         """
         if training_mode:

@@ -82,7 +82,7 @@ def test_the_example_of_predict_agrees_with_its_ledger(folder: Path) -> None:
     assert len(rows) == 20
     assert all(sum(row["counts"]) == row["n"] == 1_000 for row in rows)
     right = sum(row["prediction"] == row["label"] for row in rows) / 20
-    assert f"20 images: {right:.3f} right" in (folder / "predict.txt").read_text()
+    assert f"| 20 | {right:.3f} |" in (folder / "predict.txt").read_text()
 
 
 def test_the_example_of_curve_writes_table_and_pictures(folder: Path) -> None:
@@ -186,6 +186,8 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         (f"{CERTIFY} --max 0", "`max` must be at least 1, got 0"),
         (f"{CERTIFY} --radii 0,x", "`--radii` must be numbers separated by commas, got '0,x'"),
         (f"{CERTIFY} --model mlp", "`--model` must not be given for a checkpoint that says it"),
+        ("certify --checkpoint runs/digits --data mnist --n 100 --out x.jsonl", "must be for the images of `mnist`"),
+        ("train --data digits --model mlp --sigma 0.25 --epochs 6 --lr 0.05 --out runs/digits", "model is 'small-cnn'"),
         ("certify --checkpoint nowhere --data digits --out x.jsonl", "`nowhere` does not exist"),
         ("certify --checkpoint runs/digits --data cats --out x.jsonl", "must be one of 'digits'"),
         ("certify --checkpoint runs/digits --data digits --n 10000 --out digits-votes.jsonl", "`kind`"),

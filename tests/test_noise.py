@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from art_rs_plugin.noise import Gaussian, NoNoise, Purpose, fresh_seed, seed_generator, stream
+from art_rs_plugin.core.bounds import clopper_pearson_lower
+from art_rs_plugin.noise import NOISES, Gaussian, NoNoise, Purpose, fresh_seed, seed_generator, stream
 
 # of every statistical check below, for all comparisons that it makes together, by the normal law of its statistic
 FALSE_ALARM = 1e-6
@@ -187,3 +188,22 @@ def test_fresh_seeds_use_63_bits():
     bits = np.array(seeds, dtype=np.int64)
     assert np.bitwise_or.reduce(bits) == 2**63 - 1
     assert np.bitwise_and.reduce(bits) == 0
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.5, 1.5])
+@pytest.mark.parametrize("name", NOISES)
+def test_no_noise_certifies_beyond_the_margin_of_a_half_space(name, margin):
+    """Every distribution in the table: the class of {x: w.x > -margin} at x = 0 changes at the margin, in any norm."""
+    noise = NOISES[name](0.5)
+    draws, dimension = 400_000, 16
+    sample = noise.fill_(torch.empty(draws, dimension), stream(3, Purpose.ESTIMATION, 0)).double().numpy()
+    # the plane's normal has dual norm 1, so that the margin is its distance in the noise's own norm
+    normal = np.random.default_rng(4).normal(size=dimension)
+    dual = 1 / (1 - 1 / noise.norm) if 1 < noise.norm < np.inf else (np.inf if noise.norm == 1 else 1)
+    normal /= np.linalg.norm(normal, dual)
+    inside = int((sample @ normal > -margin).sum())
+    p_lower = float(clopper_pearson_lower(inside, draws, FALSE_ALARM / 3))
+    radius = float(noise.radius(p_lower, 1 - p_lower))
+    assert 0 < radius <= margin
+    # and it is no idle promise: the bound costs 5 standard errors of p, which move the radius by less than this
+    assert name != "gaussian" or radius >= 0.95 * margin - 0.01

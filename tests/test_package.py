@@ -56,4 +56,5 @@ def test_metadata(wheel: Path) -> None:
     assert "\nName: art-rs-plugin\n" in text
     assert f"\nVersion: {art_rs_plugin.__version__}\n" in text
     assert "\nRequires-Python: >=3.10\n" in text
-    assert "\nLicense" in text
+    assert "\nLicense: MIT\n" in text
+    assert "\nLicense-File: LICENSE\n" in text

@@ -20,6 +20,8 @@ SHELL_LINES = [
 
 
 def test_the_two_commands_are_there() -> None:
+    assert len(SHELL_LINES) >= 5
+    assert "@@" not in README
     assert "\npip install . && art-rs demo\n" in README
     assert "\npip install '.[test]' && pytest\n" in README
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from art_rs_plugin.core import checks
+from art_rs_plugin.training.batches import Augment
 
 SPLITS = ("train", "test")
 ROOT_VARIABLE = "ART_RS_DATA"
 
 Shape = tuple[int, int, int]
-Augment = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Images(Dataset[tuple[torch.Tensor, int]], ABC):

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.certificate import VoteCertificate, certify_from_counts
+from art_rs_plugin.core.certificate import Certificate, VoteCertificate, certify_from_counts
 from art_rs_plugin.core.radii import RADII
 
 FORMAT = "art-rs-ledger/1"
-_PREDICT = ("index", "label", "prediction", "counts", "n", "alpha", "seconds")
-# what each kind of ledger holds of an example; other sampling rules may add keys of their own
-ROW_KEYS = {"certify": (*_PREDICT, "radius", "selected", "p_lower", "p_upper", "n0"), "predict": _PREDICT}
+_ALWAYS = ("index", "label", "prediction", "alpha", "seconds")
+# What each kind of ledger holds of every example at least. A certificate from votes adds counts and all else that a
+# bound is made of; other certifiers have none, and other sampling rules may add keys of their own.
+ROW_KEYS = {"certify": (*_ALWAYS, "radius"), "predict": (*_ALWAYS, "counts", "n")}
+VOTE_KEYS = ("counts", "selected", "p_lower", "p_upper", "n0", "n")
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
 
 Row = dict[str, Any]
@@ -69,7 +71,9 @@ class Ledger:
             _lock(file, path)
             stored, done, end = _survey(path)
             if stored is None:
-                stored = given if given.get("seed") is not None else {**given, "seed": _fresh_seed()}
+                from art_rs_plugin.noise import fresh_seed  # not at the top: readers of ledgers do without torch
+
+                stored = given if given.get("seed") is not None else {**given, "seed": fresh_seed()}
                 file.truncate(0)
                 _write_line(file, path, stored, kept="nothing is written yet")
             else:
@@ -113,22 +117,24 @@ def read_ledger(path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
     return lines[0], lines[1:]
 
 
-def row_of(certificate: VoteCertificate, label: int, seconds: float) -> Row:
+def row_of(certificate: Certificate, label: int, seconds: float) -> Row:
     """The ledger's row for one certificate. Floats are written by `repr`, so that they come back exactly."""
-    return {
-        "index": certificate.index,
+    row: Row = {
+        "index": int(certificate.index),
         "label": int(label),
-        "prediction": certificate.prediction,
-        "radius": certificate.radius,
-        "counts": list(certificate.counts),
-        "selected": certificate.selected,
-        "p_lower": certificate.p_lower,
-        "p_upper": certificate.p_upper,
-        "n0": certificate.n0,
-        "n": certificate.n,
-        "alpha": certificate.alpha,
-        "seconds": float(seconds),
+        "prediction": int(certificate.prediction),
+        "radius": float(certificate.radius),
     }
+    if isinstance(certificate, VoteCertificate):
+        row |= {
+            "counts": [int(count) for count in certificate.counts],
+            "selected": int(certificate.selected),
+            "p_lower": float(certificate.p_lower),
+            "p_upper": float(certificate.p_upper),
+            "n0": int(certificate.n0),
+            "n": int(certificate.n),
+        }
+    return row | {"alpha": float(certificate.alpha), "seconds": float(seconds)}
 
 
 def rebound(
@@ -159,6 +165,9 @@ def rebound(
         )
     if noise["name"] != "gaussian":
         raise ValueError(f"the radius formulas are for gaussian noise, not for {noise['name']!r}")
+    missing = [key for key in VOTE_KEYS if key not in row]
+    if missing:
+        raise ValueError(f"example {row['index']} was not certified by votes: its row has no {', '.join(missing)}")
     if sum(row["counts"]) != row["n"]:
         raise ValueError(f"the counts of example {row['index']} add up to {sum(row['counts'])}, but `n` is {row['n']}")
     formula = RADII[checks.one_of("radius", radius, RADII)]
@@ -186,12 +195,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise BlockingIOError(errno.EWOULDBLOCK, problem, str(path)) from None
     except OSError:
         pass  # a file system without locks
-
-
-def _fresh_seed() -> int:
-    from art_rs_plugin.noise import fresh_seed  # not at the top: readers of ledgers do without torch
-
-    return fresh_seed()
 
 
 def _survey(path: Path) -> tuple[Row | None, set[int], int]:

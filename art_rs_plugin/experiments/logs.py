@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.experiments.ledger import read_ledger
+from art_rs_plugin.experiments.ledger import VOTE_KEYS, read_ledger
 
 _TSV_NAMES = {  # the authors' column names, and ours
     "idx": "index",
@@ -96,7 +96,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _from_ledger(path: Path) -> pd.DataFrame:
     header, rows = read_ledger(path)
-    columns = [*_LOG, *_VOTES] if header["kind"] == "certify" else [*_LOG_PREDICT, *_VOTES_PREDICT]
+    columns = [*_LOG, "alpha"] if header["kind"] == "certify" else [*_LOG_PREDICT, "alpha"]
+    # a certifier without votes has none to show
+    columns += [name for name in VOTE_KEYS if rows and all(name in row for row in rows)]
     records = []
     for number, row in enumerate(rows, 2):
         records.append(_checked(f"{path}, line {number}", {name: row[name] for name in columns}))
@@ -184,9 +186,7 @@ _RULES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "alpha": ("float64", _real),
 }
 _LOG = ["index", "label", "prediction", "radius", "seconds"]
-_VOTES = ["counts", "selected", "p_lower", "p_upper", "n0", "n", "alpha"]
 _LOG_PREDICT = ["index", "label", "prediction", "seconds"]
-_VOTES_PREDICT = ["counts", "n", "alpha"]
 
 
 def _parse_whole(text: str) -> int | str:

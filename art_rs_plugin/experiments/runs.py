@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +20,8 @@ from art_rs_plugin.experiments import checkpoints, models
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator
-from art_rs_plugin.training.batches import loader_batches
-from art_rs_plugin.training.checkpoint import Epoch, read_checkpoint
-from art_rs_plugin.training.gaussian import GaussianAugmentation
-from art_rs_plugin.training.loop import train as train_loop
+from art_rs_plugin.training import OBJECTIVES, Epoch, loader_batches, read_checkpoint
+from art_rs_plugin.training import train as train_loop
 
 TRAINING_STATE = "training.pt"
 _IMAGES_AT_ONCE = 64
@@ -33,11 +32,13 @@ Progress = Callable[[Row, int, int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train: SGD with momentum, the learning rate divided by ten after each third of the epochs.
+    """How to train: a method of `training.OBJECTIVES`, by SGD with momentum, the learning rate divided by ten twice.
 
+    It is divided after each third of the epochs.
     The defaults are those of Cohen et al. 2019, section 4.
     """
 
+    method: str = "gaussian"
     epochs: int = 90
     batch_size: int = 256
     lr: float = 0.1
@@ -92,13 +93,14 @@ def train(
     history = train_loop(
         model,
         loader_batches(data.images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers),
-        objective=GaussianAugmentation(),
+        objective=OBJECTIVES[checks.one_of("method", recipe.method, OBJECTIVES)](),
         optimizer=optimizer,
         noise=noise,
         epochs=recipe.epochs,
         seed=seed,
         scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=step_size),
         checkpoint=state,
+        identity={"model": model_name, "data": data.name},
         on_epoch=on_epoch,
         progress=progress,
     )
@@ -106,7 +108,7 @@ def train(
         "architecture": architecture,
         "sigma": sigma,
         "data": {"name": data.name, "split": data.split},
-        "training": {"method": "gaussian", "seed": seed, **asdict(recipe), "last_epoch": dict(history[-1])},
+        "training": {"seed": seed, **asdict(recipe), "last_epoch": dict(history[-1])},
         "versions": _versions(),
     }
     checkpoints.save_checkpoint(out, model, about)
@@ -119,10 +121,18 @@ def open_network(path: Path, data: DataSet, model_name: str | None = None) -> tu
     :param data: The images it is for: weights from elsewhere get their shape, classes, mean and deviation.
     :raises ValueError: `model_name` is missing for a file of weights, or given for a checkpoint, which says it.
     """
-    if not path.is_file():
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint `{path}` does not exist")
+    if path.is_dir():
         if model_name is not None:
             raise ValueError(f"`--model` must not be given for a checkpoint that says it: {path}")
         model, about = checkpoints.load_checkpoint(path)
+        theirs = tuple(about["architecture"]["input_shape"]), about["architecture"]["nb_classes"]
+        if theirs != (data.input_shape, data.nb_classes):
+            raise ValueError(
+                f"the network in {path} must be for the images of `{data.name}`, of shape {data.input_shape} in "
+                f"{data.nb_classes} classes, got one for shape {theirs[0]} in {theirs[1]} classes"
+            )
         return model, float(about["sigma"])
     if model_name is None:
         raise ValueError(f"`--model` must be given for weights that do not say theirs: {path}")
@@ -207,7 +217,7 @@ def _fill(
     seed = estimator.seed
     header = {
         "kind": kind,
-        "model": {"hash": checkpoints.model_hash(estimator.model)},
+        "model": _model_identity(estimator),
         "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
         "seed": seed,
         "data": {"name": data.name, "split": data.split, "images": len(data)},
@@ -238,10 +248,22 @@ def _versions() -> dict[str, str]:
     return {"art_rs_plugin": art_rs_plugin.__version__, "torch": torch.__version__}
 
 
+def _model_identity(estimator: RandomizedSmoothingPyTorch) -> dict[str, str]:
+    """What f is: its weights, the modules they sit in, and what comes before them."""
+    structure = f"{estimator.model!r} {estimator.preprocessing_operations!r}"
+    return {
+        "hash": checkpoints.model_hash(estimator.model),
+        "structure": f"sha256:{hashlib.sha256(structure.encode()).hexdigest()}",
+    }
+
+
 def _precision(device: torch.device) -> str:
     """What arithmetic a float32 model computes in on `device`: part of what f is."""
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if device.type == "cuda" and tf32 else "fp32"
+    matmul = torch.get_float32_matmul_precision()
+    precision = "fp32" if matmul == "highest" else f"fp32, matmul {matmul}"
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        precision += ", conv tf32"
+    return precision
 
 
 def _device_name(device: torch.device) -> str:

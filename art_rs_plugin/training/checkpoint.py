@@ -64,7 +64,7 @@ class TrainingState:
                 file.flush()
                 os.fsync(file.fileno())
             # a state that `weights_only` refuses must fail now, not when it is needed; mmap reads no tensor
-            torch.load(partial, weights_only=True, mmap=True)
+            torch.load(partial, weights_only=True, mmap=True, map_location="cpu")
             os.replace(partial, path)
         except Exception as error:
             partial.unlink(missing_ok=True)

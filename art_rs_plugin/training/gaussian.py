@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from art_rs_plugin.noise import Gaussian
-from art_rs_plugin.training.objectives import Forward, Outcome, correct, noisy
+from art_rs_plugin.training.objectives import Outcome, correct, noisy
+from art_rs_plugin.votes import Forward
 
 
 @dataclass(frozen=True)

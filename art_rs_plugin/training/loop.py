@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
-from art_rs_plugin.training.objectives import Forward, Objective, Outcome
-from art_rs_plugin.votes import mode
+from art_rs_plugin.training.objectives import Objective, Outcome
+from art_rs_plugin.votes import Forward, mode
 
 Batches = Callable[[int], Iterable[Any]]
 
@@ -41,6 +41,7 @@ def train(
     first_epoch: int = 1,
     forward: Forward | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    identity: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Epoch], object] | None = None,
     progress: bool = False,
 ) -> list[Epoch]:
@@ -64,6 +65,8 @@ def train(
     :param checkpoint: File written after each epoch. If it exists, the run goes on after its last epoch, up to the one
         asked for: the file may hold more epochs than that, and then nothing is trained. Optimizer and scheduler take up
         its state, a scheduler's options included (CosineAnnealingLR keeps its T_max).
+    :param identity: Whatever else makes this run this run, such as the names of data and architecture: plain values
+        that a checkpoint keeps, and whose change a resume refuses.
     :param on_epoch: Called with the record of each epoch, after its checkpoint is written.
     :param progress: Show a bar for each epoch.
     :raises ValueError, TypeError: for bad options, batches or labels, or a checkpoint of another run.
@@ -83,7 +86,7 @@ def train(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _own_randomness(seed, first_epoch, run.device):
-                settings = _settings(run, scheduler, batches(first_epoch))
+                settings = {**_settings(run, scheduler, batches(first_epoch)), **(identity or {})}
         if path is not None and path.exists():
             contents = read_checkpoint(path)
             if contents["epoch"] < first_epoch - 1:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 
 from art_rs_plugin.noise import Gaussian
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
+from art_rs_plugin.votes import Forward
 
 
 class Outcome(NamedTuple):

@@ -89,8 +89,8 @@ def test_a_bad_row_is_refused_and_leaves_no_trace(tmp_path, change, message):
     before = path.read_bytes()
     with Ledger.open(path, HEADER) as ledger, pytest.raises((TypeError, ValueError), match=message):
         ledger.append(row(1) | change)
-    with Ledger.open(path, HEADER) as ledger, pytest.raises(ValueError, match="a row needs `counts`"):
-        ledger.append({key: value for key, value in row(1).items() if key != "counts"})
+    with Ledger.open(path, HEADER) as ledger, pytest.raises(ValueError, match="a row needs `radius`"):
+        ledger.append({key: value for key, value in row(1).items() if key != "radius"})
     assert path.read_bytes() == before
 
 

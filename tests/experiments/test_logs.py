@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from art_rs_plugin.core.certificate import Certificate
 from art_rs_plugin.core.curves import certified_accuracy
-from art_rs_plugin.experiments.ledger import Ledger
+from art_rs_plugin.experiments.ledger import Ledger, rebound, row_of
 from art_rs_plugin.experiments.logs import read_log, round_down, write_atomically, write_tsv
 
 CERTIFY = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -107,7 +108,7 @@ def test_a_ledger_is_known_by_its_content_and_brings_its_votes(tmp_path):
     path = ledger(tmp_path / "named.tsv", ROW, ROW | {"index": 2, "prediction": -1, "radius": 0, "later": "rules"})
     log = read_log(path)
     base = ["index", "label", "prediction", "radius", "seconds"]
-    assert list(log.columns) == [*base, "counts", "selected", "p_lower", "p_upper", "n0", "n", "alpha"]
+    assert list(log.columns) == [*base, "alpha", "counts", "selected", "p_lower", "p_upper", "n0", "n"]
     assert log.iloc[0].to_dict() == {**{key: ROW[key] for key in log.columns}, "counts": (10, 990)}
     assert log["radius"].tolist() == [0.4321, 0.0]
     assert log["prediction"].tolist() == [1, -1]
@@ -119,9 +120,25 @@ def test_a_ledger_is_known_by_its_content_and_brings_its_votes(tmp_path):
 def test_a_ledger_of_predictions_has_no_radius_and_neither_has_its_tsv(tmp_path):
     row = {key: ROW[key] for key in ("index", "label", "prediction", "counts", "n", "alpha", "seconds")}
     log = read_log(ledger(tmp_path / "run", row, header=HEADER | {"kind": "predict"}))
-    assert list(log.columns) == ["index", "label", "prediction", "seconds", "counts", "n", "alpha"]
+    assert list(log.columns) == ["index", "label", "prediction", "seconds", "alpha", "counts", "n"]
     write_tsv(log, tmp_path / "tsv")
     assert (tmp_path / "tsv").read_text() == PREDICT + "4\t1\t1\t1\t1.5\n"
+
+
+def test_a_ledger_of_a_certifier_without_votes_needs_no_more_than_a_certificate(tmp_path):
+    plain = Certificate(prediction=3, radius=0.5, index=7, norm=np.inf, certifies="f", alpha=0.0)
+    row = row_of(plain, label=3, seconds=0.1)
+    log = read_log(ledger(tmp_path / "run", row))
+    assert log.iloc[0].to_dict() == {
+        "index": 7,
+        "label": 3,
+        "prediction": 3,
+        "radius": 0.5,
+        "seconds": 0.1,
+        "alpha": 0.0,
+    }
+    with pytest.raises(ValueError, match="was not certified by votes: its row has no counts"):
+        rebound(HEADER, row, alpha=0.01)
 
 
 def test_a_ledger_without_rows_and_a_log_without_rows_are_empty_frames(tmp_path):
