@@ -1,6 +1,7 @@
 """The user's own things: a model that is left as it was, and ART's preprocessing and postprocessing around it."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -222,3 +223,21 @@ class TestPostprocessing:
     def test_never_turns_an_abstention_into_a_class(self):
         answer = smoothed(Brightest(), postprocessing_defences=MostLikely()).predict(UNSURE, n=200)
         assert answer[-1].tolist() == [0.0] * CLASSES
+
+
+class TestActivations:
+    def test_are_those_of_the_layer_and_leave_no_hook_and_a_picklable_estimator(self):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        x = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        estimator = RandomizedSmoothingPyTorch(model, 0.25)
+        for _ in range(2):
+            found = estimator.get_activations(x.numpy(), "1", batch_size=2)
+            np.testing.assert_allclose(found, (x.flatten(1) @ model[1].weight.T + model[1].bias).detach(), rtol=1e-5)
+        assert not any(module._forward_hooks for module in model.modules())
+        assert pickle.loads(pickle.dumps(estimator)).nb_classes == 2
+
+
+def test_a_model_that_mixes_a_batch_in_evaluation_mode_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"must judge each input by itself.*track_running_stats=True"):
+        RandomizedSmoothingPyTorch(model, 0.25).certify(np.zeros((1, 1, 2, 2), dtype=np.float32), n=50)
