@@ -7,6 +7,8 @@ import pytest
 
 # the tests speak of the CPU, also where a GPU is: what a GPU does is measured in benchmarks/
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# small networks run faster on one thread, and threads that wait for each other slow down whatever else is running
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _folder(variable: str, what: str) -> Path:
