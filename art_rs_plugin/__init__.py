@@ -12,7 +12,10 @@ _WHERE = {
     "ABSTAIN": "art_rs_plugin.core.certificate",
     "Certificate": "art_rs_plugin.core.certificate",
     "CertificationError": "art_rs_plugin.voting",
+    "Fixed": "art_rs_plugin.core.budgets",
     "GaussianAugmentationTrainer": "art_rs_plugin.trainers",
+    "Looks": "art_rs_plugin.core.budgets",
+    "Pilot": "art_rs_plugin.core.budgets",
     "RandomizedSmoothingPyTorch": "art_rs_plugin.estimator",
     "VoteCertificate": "art_rs_plugin.core.certificate",
 }
@@ -20,6 +23,9 @@ _WHERE = {
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
+    from art_rs_plugin.core.budgets import Fixed as Fixed
+    from art_rs_plugin.core.budgets import Looks as Looks
+    from art_rs_plugin.core.budgets import Pilot as Pilot
     from art_rs_plugin.core.certificate import ABSTAIN as ABSTAIN
     from art_rs_plugin.core.certificate import Certificate as Certificate
     from art_rs_plugin.core.certificate import VoteCertificate as VoteCertificate

@@ -25,6 +25,7 @@ class Purpose(str, Enum):
     """What noise is drawn for. Two purposes never share noise, whatever the seed and the position."""
 
     SELECTION = "selection"
+    PILOT = "pilot"
     ESTIMATION = "estimation"
     PREDICTION = "prediction"
     GRADIENT = "gradient"

@@ -59,6 +59,7 @@ class TestStream:
         assert first.tolist() == [3753036994, 1737823384, 3768497327, 646953197]
         assert [purpose.value for purpose in Purpose] == [
             "selection",
+            "pilot",
             "estimation",
             "prediction",
             "gradient",
@@ -103,7 +104,7 @@ class TestStream:
         correlation = np.corrcoef(drawn.astype(np.float64))[np.triu_indices(len(NEIGHBOURS), k=1)]
         # of independent Gaussian rows, correlation times sqrt(values) is N(0, 1), up to lighter tails
         limit = norm.isf(FALSE_ALARM / 2 / correlation.size) / math.sqrt(values)
-        assert correlation.size == 126 * 125 // 2
+        assert correlation.size == 144 * 143 // 2
         assert np.abs(correlation).max() < limit < 0.11
 
     def test_do_not_overlap(self):

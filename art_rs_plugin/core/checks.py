@@ -26,6 +26,14 @@ def positive(name: str, value: SupportsFloat) -> float:
     return number
 
 
+def non_negative(name: str, value: SupportsFloat) -> float:
+    """`value` as a float, if it is finite and at least 0; ValueError or TypeError if not."""
+    number = _real(name, value)
+    if not (number >= 0.0 and math.isfinite(number)):
+        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}")
+    return number
+
+
 def whole(name: str, value: Any, *, minimum: int = 1) -> int:
     """`value` as an int, if it is a whole number of at least `minimum`; ValueError or TypeError if not."""
     try:
