@@ -13,13 +13,13 @@ import inspect
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.inputs import checked_inputs, class_distributions
+from art_rs_plugin.preprocessing import preprocessed
 from art_rs_plugin.votes import ModelOutputError, mode
 
 
@@ -219,17 +219,8 @@ class TorchClassifier(PyTorchClassifier):
 
     def _logits(self, x: torch.Tensor, fit: bool = False) -> torch.Tensor:
         """Logits of f in input coordinates: preprocessing, then the model; differentiable in `x`."""
-        logits: torch.Tensor = self.model(self._preprocessed(x, fit))
+        logits: torch.Tensor = self.model(preprocessed(self, x, fit))
         return logits
-
-    def _preprocessed(self, x: torch.Tensor, fit: bool) -> torch.Tensor:
-        if all(map(_is_identity, self.preprocessing_operations)):
-            return x
-        if self.all_framework_preprocessing:
-            result: torch.Tensor = self._apply_preprocessing(x, None, fit=fit, no_grad=False)[0]
-            return result
-        through_arrays: torch.Tensor = _ArrayPreprocessing.apply(x, self, fit)
-        return through_arrays
 
     def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The estimator's loss for every row by itself, whatever its `reduction`; `target` as from `_labels`."""
@@ -242,24 +233,6 @@ class TorchClassifier(PyTorchClassifier):
     @property
     def _loss_takes_indices(self) -> bool:
         return isinstance(self._loss, (torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, torch.nn.MultiMarginLoss))
-
-
-class _ArrayPreprocessing(torch.autograd.Function):
-    """ART's NumPy preprocessing inside a torch graph, with ART's own estimate of its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, estimator: TorchClassifier, fit: bool) -> torch.Tensor:
-        array = x.detach().cpu().numpy()
-        ctx.array, ctx.estimator, ctx.fit = array, estimator, fit
-        result = np.asarray(estimator._apply_preprocessing(array, None, fit=fit)[0], dtype=np.float32)
-        return torch.from_numpy(result).to(x.device)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor, None, None]:
-        gradient = gradients[0]
-        with torch.enable_grad():  # ART differentiates its own preprocessors of torch in there
-            estimate = ctx.estimator._apply_preprocessing_gradient(ctx.array, gradient.cpu().numpy(), fit=ctx.fit)
-        return torch.from_numpy(np.asarray(estimate, dtype=np.float32)).to(gradient.device), None, None
 
 
 def _check_parts(model: Any, loss: Any, optimizer: Any) -> None:
@@ -285,11 +258,6 @@ def _width_of_last_layer(model: torch.nn.Module) -> int | None:
     """Outputs of the last layer if it is linear: a first guess, which the first forward pass confirms or corrects."""
     last = list(model.modules())[-1]
     return last.out_features if isinstance(last, torch.nn.Linear) and last.out_features > 1 else None
-
-
-def _is_identity(operation: Any) -> bool:
-    standardises = isinstance(operation, StandardisationMeanStdPyTorch)
-    return standardises and bool(np.all(operation.mean == 0) and np.all(operation.std == 1))
 
 
 def _move(model: torch.nn.Module, attributes: dict[str, Any], device: torch.device) -> None:

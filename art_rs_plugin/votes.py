@@ -25,12 +25,13 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Request(NamedTuple):
-    """`votes` votes on `x[row]`, drawn from the stream of (`purpose`, `example`)."""
+    """`votes` votes on `x[row]`, drawn from the stream of (`purpose`, `example`), from sample index `start` on."""
 
     row: int
     example: int
     purpose: Purpose
     votes: int
+    start: int = 0
 
 
 class ModelOutputError(ValueError):
@@ -130,8 +131,8 @@ def _noisy_blocks(
     """(position in `requests`, up to `BLOCK` noisy copies of its input), block after block; the buffer is reused."""
     generator = torch.Generator(x.device)
     block = torch.empty((BLOCK, *x.shape[1:]), dtype=x.dtype, device=x.device)
-    for position, (row, example, purpose, votes) in enumerate(requests):
-        for start in range(0, votes, BLOCK):
-            noise.fill_(block, seed_generator(generator, seed, purpose, example, start // BLOCK))
+    for position, (row, example, purpose, votes, start) in enumerate(requests):
+        for number in range(start // BLOCK, -(-(start + votes) // BLOCK)):
+            noise.fill_(block, seed_generator(generator, seed, purpose, example, number))
             block += x[row]
-            yield position, block[: votes - start]
+            yield position, block[max(0, start - number * BLOCK) : start + votes - number * BLOCK]

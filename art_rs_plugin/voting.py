@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.certificate import (
-    ABSTAIN,
-    VoteCertificate,
-    certify,
-    check_prediction_votes,
-    check_votes,
-    predict_from_counts,
-)
+from art_rs_plugin.core.budgets import Budget, Fixed, Task
+from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
+from art_rs_plugin.core.records import ABSTAIN, VoteCertificate, check_votes
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed
 from art_rs_plugin.votes import Request, automatic_batch_size, count_votes, mode
 
@@ -28,6 +24,8 @@ else:
 
 # Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
 _VOTES_AT_ONCE = 8192
+# Inputs side by side where a budget decides their votes one by one.
+_INPUTS_AT_ONCE = 32
 
 
 class CertificationError(RuntimeError):
@@ -55,7 +53,7 @@ class Voting(_Base):
     seed: int | None
 
     def certify(
-        self, x: Any, n: int | None = None, batch_size: int | None = None
+        self, x: Any, n: int | None = None, batch_size: int | None = None, *, budget: Budget | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Predict with the smoothed classifier g and certify it (Cohen et al. 2019, CERTIFY and Theorem 1).
 
@@ -65,11 +63,13 @@ class Voting(_Base):
         :param x: Inputs (m, *input_shape), floating point, array or tensor.
         :param n: Votes for the bound; the estimator's `n` if None.
         :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :param budget: How many votes to draw and when to stop, such as `Looks(radii=(0.25, 0.5))` or `Pilot()`; None is
+            the paper's, `Fixed(n0=n0, n=n)`.
         :return: Predictions, int64 (m,), and radii, float64 (m,), in the unit of `x`; (-1, 0.0) is an abstention.
         :raises CertificationError: The model failed on the way; carries the certificates made before.
         :raises ValueError, TypeError: Unfit `x`, or an `n` that can never certify at this alpha.
         """
-        certificates = self.certificates(x, n=n, batch_size=batch_size)
+        certificates = self.certificates(x, n=n, batch_size=batch_size, budget=budget)
         return (
             np.array([certificate.prediction for certificate in certificates], dtype=np.int64),
             np.array([certificate.radius for certificate in certificates], dtype=np.float64),
@@ -81,15 +81,18 @@ class Voting(_Base):
         n: int | None = None,
         indices: ArrayLike | None = None,
         batch_size: int | None = None,
+        *,
+        budget: Budget | None = None,
     ) -> list[VoteCertificate]:
         """Certify as `certify` does, and return all there is to know of each certificate.
 
         :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None.
             A certificate depends on the seed and on its input and index alone.
+        :param budget: As in `certify`.
         """
         done: list[VoteCertificate] = []
         try:
-            for certificate in self.iter_certificates(x, n=n, indices=indices, batch_size=batch_size):
+            for certificate in self.iter_certificates(x, n, indices, batch_size, budget=budget):
                 done.append(certificate)
         except Exception as error:
             if not done:
@@ -104,50 +107,63 @@ class Voting(_Base):
         n: int | None = None,
         indices: ArrayLike | None = None,
         batch_size: int | None = None,
+        *,
+        budget: Budget | None = None,
     ) -> Iterator[VoteCertificate]:
         """Yield what `certificates` returns as it is made, so that a caller can keep it at once."""
         x = self._inputs(x)
-        n = self.n if n is None else checks.whole("n", n)
-        check_votes(self.n0, n, self.alpha)
+        if budget is None:
+            budget = Fixed(n0=self.n0, n=self.n if n is None else checks.whole("n", n))
+            check_votes(budget.n0, budget.n, self.alpha)
+            together = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
+        elif n is None:
+            together = _INPUTS_AT_ONCE
+        else:
+            raise ValueError(f"`n` must not be given with a `budget`, which has a number of its own, got {n}")
         names = _indices(indices, len(x))
         seed = self._call_seed()
-        together = max(1, _VOTES_AT_ONCE // (self.n0 + n))
         for start in range(0, len(x), together):
-            yield from self._certified(x, range(start, min(start + together, len(x))), names, n, seed, batch_size)
+            end = min(start + together, len(x))
+            yield from self._certified(x[start:end], names[start:end], budget, seed, batch_size)
 
     def _certified(
-        self,
-        x: torch.Tensor,
-        rows: range,
-        names: NDArray[np.int64],
-        n: int,
-        seed: int,
-        batch_size: int | None,
+        self, x: torch.Tensor, names: NDArray[np.int64], budget: Budget, seed: int, batch_size: int | None
     ) -> Iterator[VoteCertificate]:
-        """Certificates of `x[rows]`, whose votes are cast together; one by one if that fails, to lose none."""
+        """Certificates of `x`, whose votes are cast together; one by one if that fails, to lose none."""
         try:
-            counts = {
-                purpose.value: self._count(x, rows, names, purpose, votes, seed, batch_size)
-                for purpose, votes in ((Purpose.SELECTION, self.n0), (Purpose.ESTIMATION, n))
-            }
+            together = self._run(x.to(self.device), names, budget, seed, batch_size)
         except Exception:
-            if len(rows) == 1:
+            if len(x) == 1:
                 raise
-            for row in rows:
-                yield from self._certified(x, range(row, row + 1), names, n, seed, batch_size)
-            return
-        for position, row in enumerate(rows):
-            drawn = {purpose: table[position] for purpose, table in counts.items()}
-            yield certify(
-                lambda purpose, _, drawn=drawn: drawn[purpose],  # type: ignore[misc]
-                radius=self.noise.radius,
-                n0=self.n0,
-                n=n,
-                alpha=self.alpha,
-                index=int(names[row]),
-                seed=seed,
-                norm=self.noise.norm,
-            )
+            for row in range(len(x)):
+                yield from self._certified(x[row : row + 1], names[row : row + 1], budget, seed, batch_size)
+        else:
+            yield from together
+
+    def _run(
+        self, x: torch.Tensor, names: NDArray[np.int64], budget: Budget, seed: int, batch_size: int | None
+    ) -> list[VoteCertificate]:
+        """Run the budget at every row of `x` side by side: what they ask for next is cast in packed batches."""
+        certificates: dict[int, VoteCertificate] = {}
+        steps, wanted = {}, {}
+        for row, name in enumerate(names.tolist()):
+            task = Task(radius=self.noise.radius, alpha=self.alpha, index=name, seed=seed, norm=self.noise.norm)
+            steps[row] = budget.steps(task)
+            wanted[row] = next(steps[row])
+        cast: Counter[tuple[int, str]] = Counter()  # votes so far: a later request goes on where the first stopped
+        while wanted:
+            requests = [
+                Request(row, int(names[row]), Purpose(purpose), votes, cast[row, purpose])
+                for row, (purpose, votes) in wanted.items()
+            ]
+            for request, counts in zip(requests, self._count(x, requests, seed, batch_size), strict=True):
+                cast[request.row, request.purpose.value] += request.votes
+                try:
+                    wanted[request.row] = steps[request.row].send(counts)
+                except StopIteration as stop:
+                    certificates[request.row] = stop.value
+                    del wanted[request.row]
+        return [certificates[row] for row in range(len(x))]
 
     def votes(
         self,
@@ -162,8 +178,9 @@ class Voting(_Base):
         :return: int64 (m, nb_classes); each row sums to `n`.
         """
         x, n = self._inputs(x), checks.whole("n", n)
-        names = _indices(indices, len(x))
-        return self._count(x, range(len(x)), names, Purpose.PREDICTION, n, self._call_seed(), batch_size)
+        names = _indices(indices, len(x)).tolist()
+        requests = [Request(row, name, Purpose.PREDICTION, n) for row, name in enumerate(names)]
+        return self._count(x.to(self.device), requests, self._call_seed(), batch_size)
 
     def predict(
         self,
@@ -205,29 +222,20 @@ class Voting(_Base):
         return result
 
     def _count(
-        self,
-        x: torch.Tensor,
-        rows: range,
-        indices: NDArray[np.int64],
-        purpose: Purpose,
-        n: int,
-        seed: int,
-        batch_size: int | None,
+        self, x: torch.Tensor, requests: Sequence[Request], seed: int, batch_size: int | None
     ) -> NDArray[np.int64]:
-        """Class counts of `x[rows]`, int64 (len(rows), nb_classes)."""
-        if not rows:
+        """Class counts of each request, int64 (len(requests), nb_classes); `x` on the estimator's device."""
+        if not requests:
             return np.zeros((0, self.nb_classes), dtype=np.int64)
-        chosen = x[rows.start : rows.stop].to(self.device)
-        requests = [Request(position, int(indices[row]), purpose, n) for position, row in enumerate(rows)]
         with mode(self.model, training=False):
             return count_votes(
                 self._logits,
-                chosen,
+                x,
                 requests,
                 noise=self.noise,
                 nb_classes=self.nb_classes,
                 seed=seed,
-                batch_size=self._rows(batch_size, chosen),
+                batch_size=self._rows(batch_size, x),
             )
 
     def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:

@@ -21,7 +21,7 @@ LAYERS = [
     {"fitting"},
     {"voting"},
     {"classifier"},
-    {"inputs"},
+    {"inputs", "preprocessing"},
     {"training"},
     {"smoothed"},
     {"votes"},

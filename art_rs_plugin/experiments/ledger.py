@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import Certificate, VoteCertificate, certify_from_counts
+from art_rs_plugin.core.looks import LooksCertificate
 from art_rs_plugin.core.radii import RADII
 
 FORMAT = "art-rs-ledger/1"
@@ -126,14 +127,9 @@ def row_of(certificate: Certificate, label: int, seconds: float) -> Row:
         "radius": float(certificate.radius),
     }
     if isinstance(certificate, VoteCertificate):
-        row |= {
-            "counts": [int(count) for count in certificate.counts],
-            "selected": int(certificate.selected),
-            "p_lower": float(certificate.p_lower),
-            "p_upper": float(certificate.p_upper),
-            "n0": int(certificate.n0),
-            "n": int(certificate.n),
-        }
+        row |= {name: getattr(certificate, name) for name in VOTE_KEYS}
+    if isinstance(certificate, LooksCertificate):
+        row |= {name: getattr(certificate, name) for name in ("schedule", "spend", "looks")}
     return row | {"alpha": float(certificate.alpha), "seconds": float(seconds)}
 
 
@@ -158,9 +154,9 @@ def rebound(
     if header.get("kind") != "certify":
         raise ValueError(f"only a ledger of certificates can be bounded anew, not one of kind {header.get('kind')!r}")
     rule, noise = header["rule"], header["noise"]
-    if rule["name"] != "fixed":
+    if rule["name"] != "fixed" or "looks" in row:
         raise ValueError(
-            f"the votes were drawn by the rule {rule['name']!r}, which decides from the votes when to stop: "
+            'the votes were drawn by a rule that decides from the votes when to stop, not by "fixed": '
             "a bound for a fixed n would err far more often than alpha (optional stopping)"
         )
     if noise["name"] != "gaussian":
