@@ -182,8 +182,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
 def test_torch_schedulers_can_be_resumed(schedule, tmp_path):
-    attempt(tmp_path / "state.pt", schedule=schedule)
-    attempt(tmp_path / "state.pt", schedule=schedule)
+    first = attempt(tmp_path / "state.pt", schedule=schedule)
+    assert read_checkpoint(tmp_path / "state.pt")["scheduler"]["last_epoch"] == 1
+    again = attempt(tmp_path / "state.pt", schedule=schedule)  # its one epoch is done: it takes up what was kept
+    assert torch.equal(first.weight, again.weight)
 
 
 def test_full_disk_leaves_the_checkpoint_before(tmp_path):
