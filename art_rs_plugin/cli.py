@@ -242,7 +242,7 @@ def _estimator(
         model,
         sigma,
         input_shape=data.input_shape,
-        device_type=None if device is None else device.value,
+        device_type="gpu" if _torch_device(device) == "cuda" else "cpu",
         **options,
     )
 

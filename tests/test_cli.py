@@ -186,7 +186,6 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         (f"{CERTIFY} --max 0", "`max` must be at least 1, got 0"),
         (f"{CERTIFY} --radii 0,x", "`--radii` must be numbers separated by commas, got '0,x'"),
         (f"{CERTIFY} --model mlp", "`--model` must not be given for a checkpoint that says it"),
-        ("certify --checkpoint runs/digits --data mnist --n 100 --out x.jsonl", "must be for the images of `mnist`"),
         ("train --data digits --model mlp --sigma 0.25 --epochs 6 --lr 0.05 --out runs/digits", "model is 'small-cnn'"),
         ("certify --checkpoint nowhere --data digits --out x.jsonl", "`nowhere` does not exist"),
         ("certify --checkpoint runs/digits --data cats --out x.jsonl", "must be one of 'digits'"),
@@ -210,12 +209,23 @@ def test_a_mistake_gets_one_clear_line_and_leaves_nothing(here: Path, words: str
     assert after == before
 
 
+def test_a_checkpoint_for_other_images_is_refused(here: Path, data_root: Path) -> None:
+    words = ["certify", "--checkpoint", "runs/digits", "--data", "mnist", "--data-root", str(data_root)]
+    assert "must be for the images of `mnist`" in run(*words, "--n", "100", "--out", "x.jsonl", code=2)
+    assert not (here / "x.jsonl").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU, and there is one")
-def test_a_gpu_that_is_not_there_is_said(here: Path) -> None:
-    output = run(
-        *["train", "--data", "digits", "--model", "mlp", "--sigma", "0.25", "--device", "gpu", "--out", "z"], code=2
-    )
-    assert "needs a GPU" in output
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --data digits --model mlp --sigma 0.25 --out z",
+        "certify --checkpoint runs/digits --data digits --out z.jsonl",
+        "predict --checkpoint runs/digits --data digits --out z.jsonl",
+    ],
+)
+def test_a_gpu_that_is_not_there_is_said(here: Path, words: str) -> None:
+    assert "needs a GPU" in run(*words.split(), "--device", "gpu", code=2)
 
 
 def test_curve_reads_the_authors_logs(reference: Path) -> None:

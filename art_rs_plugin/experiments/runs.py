@@ -32,10 +32,10 @@ Progress = Callable[[Row, int, int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train: a method of `training.OBJECTIVES`, by SGD with momentum, the learning rate divided by ten twice.
+    """How to train: a method of `training.OBJECTIVES`, by SGD with momentum.
 
-    It is divided after each third of the epochs.
-    The defaults are those of Cohen et al. 2019, section 4.
+    The learning rate is divided by ten after each third of the epochs. The defaults are those of Cohen et al. 2019,
+    section 4.
     """
 
     method: str = "gaussian"
