@@ -17,6 +17,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
+from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
 from art_rs_plugin.inputs import checked_inputs, class_distributions
 from art_rs_plugin.preprocessing import preprocessed
@@ -31,9 +32,13 @@ class TorchClassifier(PyTorchClassifier):
     :param input_shape: Shape of one input without the batch dimension; that of the first `x` if None.
     :param nb_classes: Number of classes; from the last linear layer or the first forward pass if None.
     :param optimizer: Needed only to fit.
+    :param precision: "fp32", "bf16" or "fp16": what f computes in but for training, see `arithmetic`.
+    :param compile: Whether torch compiles f for votes: True, False or "auto", see `arithmetic`.
     :param kwargs: All else that ART's PyTorchClassifier takes. `device_type` defaults to "gpu" where there is one.
     :raises ValueError, TypeError: Each with name, rule and value.
     """
+
+    estimator_params = [*PyTorchClassifier.estimator_params, "precision", "compile"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -44,9 +49,12 @@ class TorchClassifier(PyTorchClassifier):
         nb_classes: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         device_type: str | None = None,
+        precision: str = "fp32",
+        compile: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
         loss = torch.nn.CrossEntropyLoss() if loss is None else loss
+        self.precision, self.compile = precision, compile
         _check_parts(model, loss, optimizer)
         super().__init__(
             model=model,
@@ -155,7 +163,8 @@ class TorchClassifier(PyTorchClassifier):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, on the CPU, in the pickle itself; model and optimizer keep sharing their parameters."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_model_wrapper", "_device", "_features")}
+        left_out = ("_model_wrapper", "_device", "_features", "_arithmetic")
+        state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         state["_model"] = self.model
         state = copy.deepcopy(state)
         _move(state["_model"], state, torch.device("cpu"))
@@ -169,9 +178,10 @@ class TorchClassifier(PyTorchClassifier):
 
     def _place(self, device_type: str) -> None:
         """Move model, loss, optimizer and preprocessing to a device of that type."""
-        self._device_type = device_type
-        self._device = torch.device("cpu" if device_type == "cpu" else f"cuda:{torch.cuda.current_device()}")
-        _move(self.model, self.__dict__, self._device)
+        device = torch.device("cpu" if device_type == "cpu" else f"cuda:{torch.cuda.current_device()}")
+        self._arithmetic = Arithmetic(self.precision, self.compile, device)
+        self._device_type, self._device = device_type, device
+        _move(self.model, self.__dict__, device)
 
     def __repr__(self) -> str:
         params = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
@@ -217,9 +227,10 @@ class TorchClassifier(PyTorchClassifier):
         self._input_shape = tuple(x.shape[1:])
         self._understood = True
 
-    def _logits(self, x: torch.Tensor, fit: bool = False) -> torch.Tensor:
-        """Logits of f in input coordinates: preprocessing, then the model; differentiable in `x`."""
-        logits: torch.Tensor = self.model(preprocessed(self, x, fit))
+    def _logits(self, x: torch.Tensor, fit: bool = False, model: torch.nn.Module | None = None) -> torch.Tensor:
+        """Logits of f in input coordinates: preprocessing, then the model (or one like it); differentiable in `x`."""
+        x, model = preprocessed(self, x, fit), self.model if model is None else model
+        logits: torch.Tensor = model(x) if fit else self._arithmetic.apply(model, x)
         return logits
 
     def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

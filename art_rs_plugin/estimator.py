@@ -149,7 +149,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         else:
             label = np.broadcast_to(label, len(inputs)) if np.ndim(label) == 0 else label
             classes = self._labels(label, len(inputs), "label").argmax(dim=1, keepdim=True)
-        with mode(self.model, training=training_mode):
+        with mode(self.model, training=training_mode), self._arithmetic.as_is():
             gradient = mean_softmax_gradient(
                 self._logits, inputs, classes, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
             )
@@ -163,7 +163,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         inputs = self._inputs(x).to(self.device)
         labels = self._labels(y, len(inputs))
         chosen = LOSSES[checks.one_of("objective", objective, LOSSES)](self)
-        with mode(self.model, training=training_mode):
+        with mode(self.model, training=training_mode), self._arithmetic.as_is():
             return chosen.value_and_gradient(
                 self._logits, inputs, labels, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
             )

@@ -2,14 +2,17 @@
 
 Every vote is a function of (seed, purpose, example, sample index): noise comes in blocks of `BLOCK` rows, each from a
 stream of its own, and forward passes of a fixed number of rows are filled from them across blocks, examples and
-requests alike. Memory is one block and one batch, whatever the number of votes; counts stay on the device and are read
-once per call.
+requests alike, by as many workers as the CPU lends threads: who casts a vote does not change it. Memory is one block
+and one batch a worker, whatever the number of votes; counts stay on the device and are read once per call.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +22,13 @@ from numpy.typing import NDArray
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 
 BLOCK = 64
-"""Rows of noise in a block. Part of what a seed means: another value gives other votes."""
+"""Rows of noise in a block. Part of what a seed means, as is their layout (see `_flat`): others give other votes."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+
+Forwards = Callable[[int], Sequence[Forward]]
+"""Asked for so many, gives as many functions that may run side by side, or fewer; each maps (rows, *shape) in input
+coordinates to logits (rows, nb_classes)."""
 
 
 class Request(NamedTuple):
@@ -39,7 +46,7 @@ class ModelOutputError(ValueError):
 
 
 def count_votes(
-    forward: Forward,
+    forwards: Forwards,
     x: torch.Tensor,
     requests: Sequence[Request],
     *,
@@ -48,55 +55,36 @@ def count_votes(
     seed: int,
     batch_size: int,
 ) -> NDArray[np.int64]:
-    """Class counts of `forward` under noise, one row per request.
+    """Class counts of a classifier under noise, one row per request.
 
     Every forward pass has `max(2, batch_size)` rows, the last one padded and its surplus votes discarded: kernels
     choose their order of summation by the number of rows, and a single row often takes a path of its own.
 
-    :param forward: Maps (rows, *shape) in input coordinates to logits (rows, nb_classes).
     :param x: Clean inputs (m, *shape), float32, on the device that computes.
     :return: int64 of shape (len(requests), nb_classes); row i sums to `requests[i].votes`.
     :raises ModelOutputError: Logits of another shape, or not finite, and for which example.
     """
-    rows = max(2, batch_size)
-    batch = torch.zeros((rows, *x.shape[1:]), dtype=x.dtype, device=x.device)
-    # one request more than asked takes the padding; one class more than there are takes logits that are not finite
-    nobody, not_a_class = len(requests), nb_classes
-    owner = torch.full((rows,), nobody, dtype=torch.int64, device=x.device)
-    counts = torch.zeros((len(requests) + 1, nb_classes + 1), dtype=torch.int64, device=x.device)
-    one = torch.ones_like(owner)
+    rows, flat = max(2, batch_size), _flat(x)
+    on_cpu = x.device.type == "cpu"
+    passes = -(-sum(request.votes for request in requests) // rows)
+    work = _Work(_passes(requests, rows), at_once=-(-BLOCK // rows))
+    threads = torch.get_num_threads() if on_cpu else 1
+    functions = forwards(max(1, min(threads, passes)))
 
-    def vote() -> None:
-        logits = forward(batch)
-        if logits.shape != (rows, nb_classes):
-            raise ModelOutputError(
-                f"the model must return logits of shape {(rows, nb_classes)} for {rows} inputs, "
-                f"got {tuple(logits.shape)}"
-            )
-        named = torch.where(torch.isfinite(logits).all(dim=1), logits.argmax(dim=1), not_a_class)
-        counts.view(-1).scatter_add_(0, owner * (nb_classes + 1) + named, one)
+    def cast(forward: Forward) -> torch.Tensor:
+        worker = _Worker(forward, flat, requests, rows, noise=noise, nb_classes=nb_classes, seed=seed)
+        with torch.inference_mode():
+            for pieces in work:
+                worker.vote(pieces)
+        return worker.counts
 
-    with torch.inference_mode():
-        filled = 0
-        for position, noisy in _noisy_blocks(x, requests, noise=noise, seed=seed):
-            while len(noisy):
-                part, noisy = noisy[: rows - filled], noisy[rows - filled :]
-                batch[filled : filled + len(part)] = part
-                owner[filled : filled + len(part)] = position
-                filled += len(part)
-                if filled == rows:
-                    vote()
-                    filled = 0
-        if filled:
-            owner[filled:] = nobody
-            vote()
-        result: NDArray[np.int64] = counts[:-1].cpu().numpy()
-
-    spoilt = np.flatnonzero(result[:, not_a_class])
+    counts = _side_by_side(cast, functions, threads, work) if on_cpu else cast(functions[0])
+    result: NDArray[np.int64] = counts[:-1].cpu().numpy()
+    spoilt = np.flatnonzero(result[:, nb_classes])
     if len(spoilt):
         request = requests[spoilt[0]]
         raise ModelOutputError(
-            f"the model must return finite logits, got NaN or infinity in {result[spoilt[0], not_a_class]} of "
+            f"the model must return finite logits, got NaN or infinity in {result[spoilt[0], nb_classes]} of "
             f"{request.votes} noisy copies of the example with index {request.example}"
         )
     return np.ascontiguousarray(result[:, :nb_classes])
@@ -105,12 +93,20 @@ def count_votes(
 def automatic_batch_size(x: torch.Tensor) -> int:
     """Rows of a forward pass where the caller names none, from the size of one input and the kind of device.
 
-    On a CPU 128 rows of 3x32x32 and fewer of larger inputs: beyond that, page faults cost more than rows save.
+    On a CPU one block of 3x32x32 and fewer of larger inputs: beyond that, page faults cost more than rows save.
     """
     size = max(1, x.shape[1:].numel())
     if x.device.type == "cpu":
-        return int(min(128, max(32, 2**19 // size)))
+        return int(min(BLOCK, max(32, 2**18 // size)))
     return int(min(2048, max(64, 2**23 // size)))
+
+
+def example_batch(x: torch.Tensor, noise: Gaussian) -> torch.Tensor:
+    """What a forward function is given where the batch size is automatic: noisy copies, here of `x[0]`."""
+    flat = _flat(x[:1])
+    batch = flat.new_empty((automatic_batch_size(x), *flat.shape[1:]))
+    noise.fill_(batch, seed_generator(torch.Generator(x.device), 0, Purpose.INITIALISATION))
+    return _image(batch.add_(flat))
 
 
 @contextmanager
@@ -125,14 +121,142 @@ def mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
             module.training = was_training
 
 
-def _noisy_blocks(
-    x: torch.Tensor, requests: Sequence[Request], *, noise: Gaussian, seed: int
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(position in `requests`, up to `BLOCK` noisy copies of its input), block after block; the buffer is reused."""
-    generator = torch.Generator(x.device)
-    block = torch.empty((BLOCK, *x.shape[1:]), dtype=x.dtype, device=x.device)
-    for position, (row, example, purpose, votes, start) in enumerate(requests):
-        for number in range(start // BLOCK, -(-(start + votes) // BLOCK)):
-            noise.fill_(block, seed_generator(generator, seed, purpose, example, number))
-            block += x[row]
-            yield position, block[max(0, start - number * BLOCK) : start + votes - number * BLOCK]
+class _Piece(NamedTuple):
+    """Rows `first` to `last` of the noise block `block` of `requests[position]`."""
+
+    position: int
+    block: int
+    first: int
+    last: int
+
+
+def _passes(requests: Sequence[Request], rows: int) -> Iterator[list[_Piece]]:
+    """What fills each forward pass, in order: `rows` rows, fewer in the last."""
+    pieces, free = list[_Piece](), rows
+    for position, request in enumerate(requests):
+        done, end = request.start, request.start + request.votes
+        while done < end:
+            block, first = divmod(done, BLOCK)
+            last = min(BLOCK, first + free, first + end - done)
+            pieces.append(_Piece(position, block, first, last))
+            done, free = done + last - first, free - (last - first)
+            if not free:
+                yield pieces
+                pieces, free = [], rows
+    if pieces:
+        yield pieces
+
+
+class _Work:
+    """Forward passes dealt out to workers, each pass once; `at_once` in a row, so that a block is drawn by one."""
+
+    def __init__(self, passes: Iterator[list[_Piece]], at_once: int) -> None:
+        self._passes, self._at_once = passes, at_once
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[list[_Piece]]:
+        while not self.stopped:
+            with self._lock:
+                some = list(islice(self._passes, self._at_once))
+            if not some:
+                return
+            yield from some
+
+
+class _Worker:
+    """Casts votes by one forward function, into counts of its own."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        flat: torch.Tensor,
+        requests: Sequence[Request],
+        rows: int,
+        *,
+        noise: Gaussian,
+        nb_classes: int,
+        seed: int,
+    ) -> None:
+        self._forward, self._flat, self._requests = forward, flat, requests
+        self._noise, self._nb_classes, self._seed = noise, nb_classes, seed
+        self._generator = torch.Generator(flat.device)
+        self._batch = flat.new_zeros((rows, *flat.shape[1:]))
+        self._block = flat.new_empty((BLOCK, *flat.shape[1:]))
+        self._drawn: tuple[int, int] | None = None  # position and number of the block in `_block`
+        # one request more than asked takes the padding; one class more than there are takes logits that are not finite
+        self._owner = torch.full((rows,), len(requests), dtype=torch.int64, device=flat.device)
+        self._one = torch.ones_like(self._owner)
+        self.counts = torch.zeros((len(requests) + 1, nb_classes + 1), dtype=torch.int64, device=flat.device)
+
+    def vote(self, pieces: list[_Piece]) -> None:
+        """One forward pass over these pieces, each named class counted for its request."""
+        filled = 0
+        for piece in pieces:
+            end = filled + piece.last - piece.first
+            self._fill(self._batch[filled:end], piece)
+            self._owner[filled:end] = piece.position
+            filled = end
+        self._owner[filled:] = len(self._requests)
+        logits = self._forward(_image(self._batch))
+        wanted = (len(self._batch), self._nb_classes)
+        if logits.shape != wanted:
+            raise ModelOutputError(
+                f"the model must return logits of shape {wanted} for {wanted[0]} inputs, got {tuple(logits.shape)}"
+            )
+        named = torch.where(torch.isfinite(logits).all(dim=1), logits.argmax(dim=1), self._nb_classes)
+        self.counts.view(-1).scatter_add_(0, self._owner * (self._nb_classes + 1) + named, self._one)
+
+    def _fill(self, out: torch.Tensor, piece: _Piece) -> None:
+        """Noisy copies into `out`: the block is drawn right there if all of it is wanted."""
+        request = self._requests[piece.position]
+        whole = len(out) == BLOCK
+        if whole or self._drawn != (piece.position, piece.block):
+            block = out if whole else self._block
+            stream = request.purpose, request.example, piece.block
+            self._noise.fill_(block, seed_generator(self._generator, self._seed, *stream))
+            block += self._flat[request.row]
+            if whole:
+                return
+            self._drawn = piece.position, piece.block
+        out.copy_(self._block[piece.first : piece.last])
+
+
+def _side_by_side(
+    cast: Callable[[Forward], torch.Tensor], functions: Sequence[Forward], threads: int, work: _Work
+) -> torch.Tensor:
+    """The sum of what each forward function counts in a thread of its own.
+
+    One alone gets a thread too: what is freed in a thread's arena stays mapped, while in the main one every activation
+    is mapped anew, and page faults take up to a third of the time. For the same reason a block just below 32 MiB is
+    taken and freed first: it moves glibc's thresholds, above which it maps and trims, to the most that they can be.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+    def run(forward: Forward) -> torch.Tensor:
+        torch.set_num_threads(max(1, threads // len(functions)))
+        try:
+            return cast(forward)
+        finally:
+            torch.set_num_threads(threads)  # also what threads that start later begin with
+
+    with ThreadPoolExecutor(len(functions), thread_name_prefix="art-rs-votes") as pool:
+        try:
+            futures = [pool.submit(run, function) for function in functions]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            work.stopped = True  # an error, or Ctrl-C: the others stop after their forward pass
+    return torch.stack([future.result() for future in futures]).sum(dim=0)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """Inputs in the layout of their noise: contiguous, images (m, channels, height, width) with channels last.
+
+    Convolutions are fastest so, and the generator is fast in contiguous memory alone.
+    """
+    return x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x.contiguous()
+
+
+def _image(flat: torch.Tensor) -> torch.Tensor:
+    """A view of what `_flat` made, with the channels where models expect them."""
+    return flat.permute(0, 3, 1, 2) if flat.ndim == 4 else flat

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from art_rs_plugin.casting import Casting
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.budgets import Budget, Fixed, Task
+from art_rs_plugin.core.budgets import Budget, Fixed, Steps, Task
 from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.core.records import ABSTAIN, VoteCertificate, check_votes
-from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed
-from art_rs_plugin.votes import Request, automatic_batch_size, count_votes, mode
-
-if TYPE_CHECKING:
-    from art_rs_plugin.classifier import TorchClassifier as _Base
-else:
-    _Base = object
+from art_rs_plugin.noise import Purpose
+from art_rs_plugin.votes import Request
 
 # Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
 _VOTES_AT_ONCE = 8192
-# Inputs side by side where a budget decides their votes one by one.
+# Inputs side by side where a budget decides their votes one by one, and how far the first may lag behind the last:
+# certificates come in order, and those that wait for it would be lost with the process.
 _INPUTS_AT_ONCE = 32
+_INPUTS_WAITING = 64
 
 
 class CertificationError(RuntimeError):
@@ -39,21 +37,24 @@ class CertificationError(RuntimeError):
         return str(self.args[0])
 
 
-class Voting(_Base):
+class Voting(Casting):
     """Votes, predictions and certificates of g.
 
     A plain class to be mixed in before ART's: the metaclass of ART's classifiers wraps any `predict` it meets with a
     conversion to arrays, which fails on tensors of a GPU or of a graph.
     """
 
-    noise: Gaussian
     n0: int
-    n: int
     alpha: float
-    seed: int | None
 
     def certify(
-        self, x: Any, n: int | None = None, batch_size: int | None = None, *, budget: Budget | None = None
+        self,
+        x: Any,
+        n: int | None = None,
+        batch_size: int | None = None,
+        *,
+        budget: Budget | None = None,
+        y: Any = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Predict with the smoothed classifier g and certify it (Cohen et al. 2019, CERTIFY and Theorem 1).
 
@@ -62,14 +63,16 @@ class Voting(_Base):
 
         :param x: Inputs (m, *input_shape), floating point, array or tensor.
         :param n: Votes for the bound; the estimator's `n` if None.
-        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None, or if f is compiled.
         :param budget: How many votes to draw and when to stop, such as `Looks(radii=(0.25, 0.5))` or `Pilot()`; None is
             the paper's, `Fixed(n0=n0, n=n)`.
+        :param y: Labels, (m,) indices or (m, nb_classes) one-hot, known before any vote: that class is certified or
+            none, and no votes are drawn to select one. For benchmarks, where only the right class counts.
         :return: Predictions, int64 (m,), and radii, float64 (m,), in the unit of `x`; (-1, 0.0) is an abstention.
         :raises CertificationError: The model failed on the way; carries the certificates made before.
-        :raises ValueError, TypeError: Unfit `x`, or an `n` that can never certify at this alpha.
+        :raises ValueError, TypeError: Unfit `x` or `y`, or an `n` that can never certify at this alpha.
         """
-        certificates = self.certificates(x, n=n, batch_size=batch_size, budget=budget)
+        certificates = self.certificates(x, n=n, batch_size=batch_size, budget=budget, y=y)
         return (
             np.array([certificate.prediction for certificate in certificates], dtype=np.int64),
             np.array([certificate.radius for certificate in certificates], dtype=np.float64),
@@ -83,16 +86,17 @@ class Voting(_Base):
         batch_size: int | None = None,
         *,
         budget: Budget | None = None,
+        y: Any = None,
     ) -> list[VoteCertificate]:
         """Certify as `certify` does, and return all there is to know of each certificate.
 
         :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None.
             A certificate depends on the seed and on its input and index alone.
-        :param budget: As in `certify`.
+        :param budget: As in `certify`, and so is `y`.
         """
         done: list[VoteCertificate] = []
         try:
-            for certificate in self.iter_certificates(x, n, indices, batch_size, budget=budget):
+            for certificate in self.iter_certificates(x, n, indices, batch_size, budget=budget, y=y):
                 done.append(certificate)
         except Exception as error:
             if not done:
@@ -109,61 +113,79 @@ class Voting(_Base):
         batch_size: int | None = None,
         *,
         budget: Budget | None = None,
+        y: Any = None,
     ) -> Iterator[VoteCertificate]:
-        """Yield what `certificates` returns as it is made, so that a caller can keep it at once."""
+        """Yield what `certificates` returns as it is made and in its order, so that a caller can keep it at once."""
         x = self._inputs(x)
         if budget is None:
             budget = Fixed(n0=self.n0, n=self.n if n is None else checks.whole("n", n))
             check_votes(budget.n0, budget.n, self.alpha)
-            together = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
+            at_once = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
         elif n is None:
-            together = _INPUTS_AT_ONCE
+            at_once = _INPUTS_AT_ONCE
         else:
             raise ValueError(f"`n` must not be given with a `budget`, which has a number of its own, got {n}")
-        names = _indices(indices, len(x))
+        names = _indices(indices, len(x)).tolist()
+        labels = [None] * len(x) if y is None else self._labels(y, len(x)).argmax(dim=1).tolist()
         seed = self._call_seed()
-        for start in range(0, len(x), together):
-            end = min(start + together, len(x))
-            yield from self._certified(x[start:end], names[start:end], budget, seed, batch_size)
+        asked = [
+            Task(radius=self.noise.radius, alpha=self.alpha, index=name, seed=seed, norm=self.noise.norm, label=label)
+            for name, label in zip(names, labels, strict=True)
+        ]
+        yield from self._side_by_side(x, asked, budget, at_once, seed, batch_size)
 
-    def _certified(
-        self, x: torch.Tensor, names: NDArray[np.int64], budget: Budget, seed: int, batch_size: int | None
+    def _side_by_side(
+        self, x: torch.Tensor, tasks: list[Task], budget: Budget, at_once: int, seed: int, batch_size: int | None
     ) -> Iterator[VoteCertificate]:
-        """Certificates of `x`, whose votes are cast together; one by one if that fails, to lose none."""
-        try:
-            together = self._run(x.to(self.device), names, budget, seed, batch_size)
-        except Exception:
-            if len(x) == 1:
-                raise
-            for row in range(len(x)):
-                yield from self._certified(x[row : row + 1], names[row : row + 1], budget, seed, batch_size)
-        else:
-            yield from together
+        """Run the budget at so many inputs at once, their next votes cast in packed passes; others follow those done.
 
-    def _run(
-        self, x: torch.Tensor, names: NDArray[np.int64], budget: Budget, seed: int, batch_size: int | None
-    ) -> list[VoteCertificate]:
-        """Run the budget at every row of `x` side by side: what they ask for next is cast in packed batches."""
-        certificates: dict[int, VoteCertificate] = {}
-        steps, wanted = {}, {}
-        for row, name in enumerate(names.tolist()):
-            task = Task(radius=self.noise.radius, alpha=self.alpha, index=name, seed=seed, norm=self.noise.norm)
-            steps[row] = budget.steps(task)
-            wanted[row] = next(steps[row])
+        An input that fails costs no earlier one its certificate: its error is raised when its turn comes.
+        """
+        steps: dict[int, Steps] = {}
+        wanted: dict[int, tuple[str, int]] = {}
+        done: dict[int, VoteCertificate | Exception] = {}
         cast: Counter[tuple[int, str]] = Counter()  # votes so far: a later request goes on where the first stopped
-        while wanted:
+        first = entered = 0
+        while first < len(x):
+            while entered < min(len(x), first + _INPUTS_WAITING) and len(wanted) < at_once:
+                steps[entered] = budget.steps(tasks[entered])
+                wanted[entered] = next(steps[entered])
+                entered += 1
+            rows = list(wanted)
             requests = [
-                Request(row, int(names[row]), Purpose(purpose), votes, cast[row, purpose])
-                for row, (purpose, votes) in wanted.items()
+                Request(at, tasks[row].index, Purpose(purpose), votes, cast[row, purpose])
+                for at, (row, (purpose, votes)) in enumerate(wanted.items())
             ]
-            for request, counts in zip(requests, self._count(x, requests, seed, batch_size), strict=True):
-                cast[request.row, request.purpose.value] += request.votes
+            outcomes = self._counts_or_errors(x[rows].to(self.device), requests, seed, batch_size)
+            for row, request, outcome in zip(rows, requests, outcomes, strict=True):
+                cast[row, request.purpose.value] += request.votes
                 try:
-                    wanted[request.row] = steps[request.row].send(counts)
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    wanted[row] = steps[row].send(outcome)
                 except StopIteration as stop:
-                    certificates[request.row] = stop.value
-                    del wanted[request.row]
-        return [certificates[row] for row in range(len(x))]
+                    done[row] = stop.value
+                except Exception as error:
+                    done[row] = error
+                if row in done:
+                    del wanted[row], steps[row]
+            while first in done:
+                made = done.pop(first)
+                if isinstance(made, Exception):
+                    raise made
+                first += 1
+                yield made
+
+    def _counts_or_errors(
+        self, x: torch.Tensor, requests: list[Request], seed: int, batch_size: int | None
+    ) -> list[NDArray[np.int64] | Exception]:
+        """Class counts of each request, or why there are none: one by one if they fail together, to lose none."""
+        try:
+            return list(self._count(x, requests, seed, batch_size))
+        except Exception as error:
+            if len(requests) == 1:
+                return [error]
+            return [self._counts_or_errors(x, [request], seed, batch_size)[0] for request in requests]
 
     def votes(
         self,
@@ -220,31 +242,6 @@ class Voting(_Base):
         result: NDArray[np.float32] = self._apply_postprocessing(preds=one_hot, fit=False)
         result[one_hot.sum(axis=1) == 0.0] = 0.0  # a postprocessor must not make a class of an abstention
         return result
-
-    def _count(
-        self, x: torch.Tensor, requests: Sequence[Request], seed: int, batch_size: int | None
-    ) -> NDArray[np.int64]:
-        """Class counts of each request, int64 (len(requests), nb_classes); `x` on the estimator's device."""
-        if not requests:
-            return np.zeros((0, self.nb_classes), dtype=np.int64)
-        with mode(self.model, training=False):
-            return count_votes(
-                self._logits,
-                x,
-                requests,
-                noise=self.noise,
-                nb_classes=self.nb_classes,
-                seed=seed,
-                batch_size=self._rows(batch_size, x),
-            )
-
-    def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:
-        """Noisy copies per forward pass."""
-        return automatic_batch_size(x) if batch_size is None else checks.whole("batch_size", batch_size)
-
-    def _call_seed(self) -> int:
-        """The estimator's seed, or a fresh one for this call."""
-        return fresh_seed() if self.seed is None else self.seed
 
 
 def _indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:

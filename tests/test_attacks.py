@@ -81,9 +81,9 @@ def test_white_box_attacks_differentiate_through_noise(digits):
         FastGradientMethod(digits, eps=0.1).generate(X[:4], np.eye(10)[Y[:4]])
     finally:
         handle.remove()
-    noisy = [batch for batch in seen if len(batch) == 4 * 32]  # num_samples copies of each input
-    assert len(noisy) == 1
-    deviation = (noisy[0].reshape(4, 32, -1) - torch.from_numpy(X[:4]).reshape(4, 1, -1)).std()
+    noisy = torch.cat(seen)
+    assert len(noisy) == 4 * 32  # num_samples copies of each input
+    deviation = (noisy.reshape(4, 32, -1) - torch.from_numpy(X[:4]).reshape(4, 1, -1)).std()
     assert float(deviation) == pytest.approx(SIGMA, rel=0.05)  # of 8192 values
 
 

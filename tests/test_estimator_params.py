@@ -58,7 +58,17 @@ def everything(estimator) -> dict:
 class TestParams:
     def test_are_arts_and_the_smoothers(self):
         names = RandomizedSmoothingPyTorch.estimator_params
-        assert names == [*PyTorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed", "distribution"]
+        assert names == [
+            *PyTorchClassifier.estimator_params,
+            "precision",
+            "compile",
+            "sigma",
+            "n0",
+            "n",
+            "alpha",
+            "seed",
+            "distribution",
+        ]
         estimator = smoothed(alpha=0.01)
         assert list(estimator.get_params()) == names
         assert {name: estimator.get_params()[name] for name in ("sigma", "n0", "n", "alpha", "seed")} == {

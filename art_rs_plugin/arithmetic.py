@@ -1,0 +1,213 @@
+"""How the base classifier is computed: its precision, and whether torch compiles it. Both are part of what f is.
+
+Reduced precision is torch's autocast: parameters and noisy inputs stay float32, and convolutions and products see both
+cast once. A compiled network is a copy of the model, frozen as it then was and checked against it; weights that change
+afterwards make another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from art_rs_plugin.core import checks
+from art_rs_plugin.votes import Forward
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Operations that n votes must take before "auto" compiles: a few seconds of them, as compiling takes a few. The figure
+# for GPUs is a guess from their peak rates.
+_WORTH_COMPILING = {"cpu": 5e12, "cuda": 5e13}
+# How far compiled logits may be from the model's own, as a share of the largest: ten times what was seen.
+_TOLERANCE = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
+
+
+class Arithmetic:
+    """The arithmetic of one estimator's f.
+
+    :param precision: A name in `PRECISIONS`. "fp32" is what torch makes of float32, whatever autocast surrounds it.
+    :param compile: True, False, or "auto": where a compiler is at hand and the votes of one input are work enough.
+    :raises ValueError: Another value, or a precision that the device does not have.
+    """
+
+    def __init__(self, precision: str, compile: bool | str, device: torch.device) -> None:
+        self.precision = checks.one_of("precision", precision, PRECISIONS)
+        if compile != "auto" and not isinstance(compile, bool):  # 1 is True to `in`, but not to `is`
+            raise ValueError(f"`compile` must be one of 'auto', True, False, got {compile!r}")
+        self.compile = compile
+        self._device = device
+        self._worth: bool | None = None  # what "auto" comes to
+        self._program: _Program | None = None
+        if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+            name = torch.cuda.get_device_name(device)
+            raise ValueError(f'`precision` must be one that the GPU has, got "bf16" on {name}; use "fp16" or "fp32"')
+
+    def as_is(self) -> torch.autocast:
+        """A context that casts nothing, whatever surrounds it: for what is computed from logits, and for gradients."""
+        return torch.autocast(self._device.type, enabled=False)
+
+    def apply(self, model: Forward, x: torch.Tensor) -> torch.Tensor:
+        """`model(x)` in this precision, without the compiler, differentiable: logits in float32."""
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+            logits = model(x)
+        # what is no tensor is somebody else's to refuse
+        return logits.float() if isinstance(logits, torch.Tensor) and logits.dtype == dtype else logits
+
+    @property
+    def eager(self) -> bool:
+        """Whether it is settled that nothing is compiled."""
+        return self.compile is False or self._worth is False
+
+    def program(self, model: torch.nn.Module, example: torch.Tensor, votes: int) -> Forward | None:
+        """`model` compiled for batches like `example`, if this is to be; `votes` is what "auto" judges it by.
+
+        :raises RuntimeError: `compile=True`, and the model cannot be compiled, or its compiled form differs from it.
+        """
+        if self.eager:
+            return None
+        if self._worth is None:
+            self._worth = self.compile is True or self._pays(model, example, votes)
+            if not self._worth:
+                return None
+        if self._program is None or not self._program.fits(model, example):
+            try:
+                self._program = _Program(model, self, example)
+            except Exception as error:
+                said = str(error).strip().partition("\n")[0]  # torch says much more, which the cause holds
+                problem = f"the model cannot be compiled: {type(error).__name__}: {said}"
+                if self.compile is True:
+                    raise RuntimeError(f"{problem}; pass compile=False") from error
+                warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
+                self._worth = False
+                return None
+        return self._program
+
+    def _pays(self, model: torch.nn.Module, example: torch.Tensor, votes: int) -> bool:
+        """Whether the votes of one input are worth a compilation, and there is something to compile with."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.apply(model, example[:2])
+        operations = counter.get_total_flops() // 2
+        if operations * votes < _WORTH_COMPILING.get(self._device.type, float("inf")):
+            return False
+        if self._device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+            warnings.warn(
+                "torch finds no C++ compiler (g++, clang++): the model runs eagerly, as with compile=False",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+
+def replicas(model: torch.nn.Module, count: int) -> Sequence[torch.nn.Module]:
+    """`count` modules that share the model's weights and nothing else, so that they may run side by side.
+
+    A forward pass may keep things on its modules: two at once on the same ones would see each other's. One alone is the
+    model itself, and so it is, with a warning, where the model cannot be copied.
+    """
+    if count == 1:
+        return [model]
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        return [copy.deepcopy(model, dict(shared)) for _ in range(count)]
+    except Exception as error:
+        warnings.warn(
+            f"the model cannot be copied ({type(error).__name__}: {error}), so that one worker casts all votes",
+            stacklevel=2,
+        )
+        return [model]
+
+
+class _Program:
+    """A frozen copy of a model, compiled for one shape of batch; may run in several threads at once."""
+
+    def __init__(self, model: torch.nn.Module, arithmetic: Arithmetic, example: torch.Tensor) -> None:
+        self._shape = example.shape
+        self._structure = repr(model)
+        self._copy = copied = copy.deepcopy(model).requires_grad_(False)
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return arithmetic.apply(copied, x)
+
+        # a code object of its own: torch counts recompilations per code object, and stops at eight
+        run.__code__ = run.__code__.replace()
+        # fullgraph: what cannot be compiled as a whole is an error, never run eagerly unsaid
+        self._run = torch.compile(run, fullgraph=True, dynamic=False, backend=self._once)
+        self._built = False
+        compiled, eager = _alone(lambda: (self._compile(example), run(example)), example.device)
+        difference = float((compiled - eager).abs().max() / eager.abs().max().clamp_min(1e-30))
+        if eager.isfinite().all() and not difference <= _TOLERANCE[arithmetic.precision]:
+            raise RuntimeError(f"its compiled logits differ from its own by {difference:.2g} of the largest")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and torch.get_num_threads() != 1:
+            torch.set_num_threads(1)  # what it was compiled for; another number would compile it anew
+        logits: torch.Tensor = self._run(x)
+        return logits
+
+    def fits(self, model: torch.nn.Module, example: torch.Tensor) -> bool:
+        """Whether `model` is what this was compiled from, by its modules and all of its weights, and batches too."""
+        return example.shape == self._shape and repr(model) == self._structure and _same_weights(model, self._copy)
+
+    def _once(self, graph: Any, inputs: Any) -> Any:
+        """Torch's compiler, which must not be needed again: what it then made would be neither frozen nor checked."""
+        from torch._dynamo import lookup_backend  # not at the top: a second at every start
+
+        if self._built:
+            raise RuntimeError("the model must be one graph for every batch of a shape, and would be compiled anew")
+        self._built = True
+        return lookup_backend("inductor")(graph, inputs)
+
+    def _compile(self, example: torch.Tensor) -> torch.Tensor:
+        from torch._inductor import config
+
+        # frozen weights are what lets convolutions be folded with normalisation and packed; read while tracing
+        options = {"freezing": True} | ({"triton.cudagraphs": True} if example.device.type == "cuda" else {})
+        with config.patch(options):
+            return self(example).clone()
+
+
+def _alone(function: Callable[[], Any], device: torch.device) -> Any:
+    """What `function` returns, computed as workers compute: without a graph, on a CPU in a thread of one thread."""
+    result: list[Any] = []
+    error: list[BaseException] = []
+
+    def run() -> None:
+        threads = torch.get_num_threads()
+        try:
+            if device.type == "cpu":
+                torch.set_num_threads(1)
+            with torch.inference_mode():
+                result.append(function())
+        except BaseException as raised:
+            error.append(raised)
+        finally:
+            torch.set_num_threads(threads)
+
+    if device.type == "cpu":
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    if error:
+        raise error[0]
+    return result[0]
+
+
+def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    mine, theirs = tensors(one), tensors(other)
+    return mine.keys() == theirs.keys() and all(
+        value.device == theirs[name].device and torch.equal(value, theirs[name]) for name, value in mine.items()
+    )

@@ -1,0 +1,89 @@
+"""How the estimator casts votes: by workers on the CPU or one stream on a GPU, in f's precision, compiled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from art_rs_plugin.arithmetic import replicas
+from art_rs_plugin.core import checks
+from art_rs_plugin.noise import Gaussian, fresh_seed
+from art_rs_plugin.preprocessing import preprocessed
+from art_rs_plugin.votes import Forward, Request, automatic_batch_size, count_votes, example_batch, mode
+
+if TYPE_CHECKING:
+    from art_rs_plugin.classifier import TorchClassifier as _Base
+else:
+    _Base = object
+
+
+class Casting(_Base):
+    """Votes of f under noise; a plain class, for the reason that `Voting` gives."""
+
+    noise: Gaussian
+    n: int
+    seed: int | None
+
+    @property
+    def arithmetic(self) -> str:
+        """How f is computed for votes, such as "fp32" or "bf16, compiled": part of what f is, as a ledger names it.
+
+        Compiles f if it is to be. ValueError while `input_shape` is not known.
+        """
+        x = self._inputs(torch.zeros(1, *self.input_shape)).to(self.device)
+        words = [self.precision]
+        if torch.get_float32_matmul_precision() != "highest":
+            words.append(f"matmul {torch.get_float32_matmul_precision()}")
+        if self.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+            words.append("conv tf32")
+        with mode(self.model, training=False):
+            if self._program(x) is not None:
+                words.append("compiled")
+        return ", ".join(words)
+
+    def _count(
+        self, x: torch.Tensor, requests: Sequence[Request], seed: int, batch_size: int | None
+    ) -> NDArray[np.int64]:
+        """Class counts of each request, int64 (len(requests), nb_classes); `x` on the estimator's device."""
+        if not requests:
+            return np.zeros((0, self.nb_classes), dtype=np.int64)
+        with mode(self.model, training=False):
+            program = self._program(x)
+            return count_votes(
+                partial(self._forwards, program),
+                x,
+                requests,
+                noise=self.noise,
+                nb_classes=self.nb_classes,
+                seed=seed,
+                # a compiled f has rows of its own: another number would be another f, and a minute's work
+                batch_size=self._rows(batch_size if program is None else None, x),
+            )
+
+    def _program(self, x: torch.Tensor) -> Forward | None:
+        """The model compiled for inputs like `x`, if it is to be."""
+        if self._arithmetic.eager:
+            return None
+        batch = example_batch(x, self.noise)
+        with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
+            example = preprocessed(self, batch, False)
+        return self._arithmetic.program(self.model, example, self.n)
+
+    def _forwards(self, program: Forward | None, count: int) -> list[Forward]:
+        """`count` functions from inputs to logits that may run side by side, see `votes.Forwards`."""
+        if program is not None:
+            return [lambda x: program(preprocessed(self, x, False))] * count
+        return [partial(self._logits, model=model) for model in replicas(self.model, count)]
+
+    def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:
+        """Noisy copies per forward pass."""
+        return automatic_batch_size(x) if batch_size is None else checks.whole("batch_size", batch_size)
+
+    def _call_seed(self) -> int:
+        """The estimator's seed, or a fresh one for this call."""
+        return fresh_seed() if self.seed is None else self.seed

@@ -1,0 +1,300 @@
+"""Precision and compilation: what f is computed in, the same for votes and gradients, and nothing done unsaid."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_rs_plugin import RandomizedSmoothingPyTorch, arithmetic
+from art_rs_plugin.experiments import datasets, models
+from art_rs_plugin.experiments.checkpoints import load_weights
+from art_rs_plugin.noise import Purpose
+from art_rs_plugin.votes import ModelOutputError, Request, count_votes
+
+SHAPE = (3, 8, 8)
+X = np.random.default_rng(0).random((4, *SHAPE), dtype=np.float32)
+Y = np.arange(4) % 3
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)
+        ).eval()
+
+
+def smoothed(model=None, **options):
+    options = {"n0": 50, "n": 500, "alpha": 0.01, "seed": 3, "input_shape": SHAPE, **options}
+    return RandomizedSmoothingPyTorch(model or network(), 0.5, **options)
+
+
+@pytest.fixture(scope="module")
+def published(reference, data_root):
+    """The published ResNet-20 and four test images; a noise at which its votes are split."""
+    data = datasets.load("cifar10", "test", root=data_root)
+    model = models.build(
+        "resnet20", input_shape=data.input_shape, nb_classes=10, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    load_weights(model, reference / "checkpoints" / "akamaster_resnet_cifar10" / "resnet20-12fca82f.th")
+    return model.eval(), data.arrays(range(4))[0]
+
+
+class Seen(nn.Module):
+    """Remembers what its convolution returned in."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+        self.dtypes = set()
+
+    def forward(self, x):
+        features = self.network[0](x)
+        self.dtypes.add((x.dtype, features.dtype))
+        return self.network[1:](features)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+    def test_is_the_same_for_votes_predictions_and_gradients(self, precision, dtype):
+        model = Seen()
+        estimator = smoothed(model, precision=precision, compile=False)
+        calls = {
+            "certify": lambda: estimator.certify(X[:1]),
+            "predict": lambda: estimator.predict(X[:1], n=100),
+            "loss_gradient": lambda: estimator.loss_gradient(X, Y),
+            "class_gradient": lambda: estimator.class_gradient(X, num_samples=4),
+            "compute_loss": lambda: estimator.compute_loss(X, Y),
+        }
+        for name, call in calls.items():
+            model.dtypes.clear()
+            call()
+            # noise is added in float32, and the sum cast once
+            assert model.dtypes == {(torch.float32, dtype)}, name
+
+    def test_fp32_whatever_surrounds_it(self):
+        model = Seen()
+        estimator = smoothed(model, compile=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            gradient = estimator.loss_gradient(X, Y)
+            estimator.predict(X, n=100)
+        assert model.dtypes == {(torch.float32, torch.float32)}
+        assert np.array_equal(gradient, smoothed(compile=False).loss_gradient(X, Y))
+
+    def test_training_is_not_touched(self):
+        model = Seen()
+        estimator = smoothed(model, precision="bf16", optimizer=torch.optim.SGD(model.parameters(), 0.01))
+        estimator.predict(X, n=100)  # the trial pass is over
+        model.dtypes.clear()
+        estimator.fit(X, Y, nb_epochs=1)
+        assert model.dtypes == {(torch.float32, torch.float32)}
+
+    def test_gradients_in_bf16_are_those_in_fp32_but_for_rounding(self):
+        exact = smoothed(compile=False).loss_gradient(X, Y, num_samples=64)
+        rough = smoothed(precision="bf16", compile=False).loss_gradient(X, Y, num_samples=64)
+        difference = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+        assert 1e-5 < difference < 0.05
+
+    @pytest.mark.parametrize("compile", [False, True])
+    def test_votes_in_bf16_are_those_of_a_plain_autocast_loop(self, published, compile):
+        """A second implementation: ART's own predict under autocast, one batch of the estimator's noise at a time."""
+        model, x = published
+        options = {"n0": 50, "n": 500, "seed": 3, "input_shape": x.shape[1:]}
+        estimator = RandomizedSmoothingPyTorch(model, 0.25, precision="bf16", compile=compile, **options)
+        taken = []
+
+        def keep(x):
+            taken.append(x.clone())
+            return torch.zeros(len(x), 10)
+
+        requests = [Request(row, row, Purpose.PREDICTION, 128) for row in range(len(x))]
+        count_votes(
+            lambda _: [keep], torch.from_numpy(x), requests, noise=estimator.noise, nb_classes=10, seed=3, batch_size=64
+        )
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            named = torch.cat([model(batch).argmax(dim=1) for batch in taken]).view(len(x), 128)
+        expected = np.stack([np.bincount(row, minlength=10) for row in named.numpy()])
+        changed = np.abs(estimator.votes(x, 128) - expected).sum() / 2 / expected.sum()
+        # compiled, folded weights round differently: some near-tied votes of this network, whose votes are split, move
+        assert changed <= (0.03 if compile else 0.0)
+
+    @pytest.mark.parametrize("precision", ["fp64", "FP32", "", None, 16])
+    def test_another_is_refused(self, precision):
+        with pytest.raises(ValueError, match=r"`precision` must be one of 'fp32', 'bf16', 'fp16', got"):
+            smoothed(precision=precision)
+
+
+class TestCompile:
+    @pytest.mark.parametrize("votes", [400, pytest.param(5_000, marks=pytest.mark.slow)])
+    def test_agrees_with_the_model_in_all_but_few_votes(self, published, votes):
+        model, x = published
+        options = {"n0": 50, "n": 500, "seed": 3, "input_shape": x.shape[1:]}
+        eager = RandomizedSmoothingPyTorch(model, 0.25, compile=False, **options).votes(x, votes)
+        compiled = RandomizedSmoothingPyTorch(model, 0.25, compile=True, **options).votes(x, votes)
+        assert (eager > votes / 20).sum() >= 2 * len(x), "the votes are split"
+        assert np.abs(compiled - eager).sum() / 2 <= 1e-4 * len(x) * votes
+
+    def test_is_compiled_once_for_all_workers_batch_sizes_and_calls(self, published, monkeypatch):
+        built = []
+        once = arithmetic._Program._once
+        monkeypatch.setattr(
+            arithmetic._Program, "_once", lambda self, *args: built.append(torch.get_num_threads()) or once(self, *args)
+        )
+        model, x = published
+        estimator = RandomizedSmoothingPyTorch(model, 0.25, n0=50, n=500, seed=3, compile=True)
+        threads = torch.get_num_threads()
+        try:
+            made = []
+            for number in (1, 2, 3):
+                torch.set_num_threads(number)
+                made += [estimator.votes(x, 70), estimator.votes(x, 70, batch_size=7)]
+            made += [estimator.votes(x[i : i + 1], 70, indices=[i])[0] for i in range(len(x))]
+        finally:
+            torch.set_num_threads(threads)
+        assert built == [1]
+        assert all(np.array_equal(counts, made[0]) for counts in made[:6])
+        assert np.array_equal(np.stack(made[6:]), made[0])
+
+    def test_more_models_than_torch_compiles_of_one_function(self):
+        limit = torch._dynamo.config.recompile_limit
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        for _ in range(limit + 2):
+            estimator = smoothed(copy.deepcopy(model), compile=True)
+            assert estimator.arithmetic == "fp32, compiled"
+
+    def test_weights_that_change_are_seen(self):
+        model = network()
+        estimator = smoothed(model, compile=True)
+        for change in (
+            lambda: model[4].weight.data.neg_(),  # what leaves no trace on the parameter
+            lambda: model[1].running_mean.add_(0.5),
+            lambda: model.load_state_dict({name: 2 * value for name, value in network().state_dict().items()}),
+            lambda: setattr(model, "2", nn.Tanh()),
+        ):
+            change()
+            assert np.array_equal(estimator.votes(X, 400), smoothed(model, compile=False).votes(X, 400))
+
+    def test_fitting_is_seen(self):
+        model = network()
+        estimator = smoothed(model, compile=True, optimizer=torch.optim.SGD(model.parameters(), 0.5))
+        before = estimator.votes(X, 400)
+        estimator.fit(X, Y, nb_epochs=2)
+        after = estimator.votes(X, 400)
+        assert not np.array_equal(before, after)
+        assert np.array_equal(after, smoothed(model, compile=False).votes(X, 400))
+
+    def test_the_users_model_is_left_alone(self):
+        model = network().train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        smoothed(model, compile=True).certify(X)
+        assert all(module.training for module in model.modules())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name])
+            assert value.stride() == before[name].stride()
+
+    def test_preprocessing_comes_before_it(self):
+        options = {"preprocessing": (np.float32(0.5), np.float32(0.25))}
+        compiled = smoothed(compile=True, **options)
+        assert np.array_equal(compiled.votes(X, 400), smoothed(compile=False, **options).votes(X, 400))
+        assert not np.array_equal(compiled.votes(X, 400), smoothed(compile=False).votes(X, 400))
+
+    @pytest.mark.parametrize("shape", [(20,), (1, 8, 8), (3, 9)])
+    def test_inputs_of_any_shape(self, shape):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
+        x = np.random.default_rng(0).random((3, *shape), dtype=np.float32)
+        options = {"input_shape": shape}
+        compiled = smoothed(model, compile=True, **options).votes(x, 300)
+        assert np.array_equal(compiled, smoothed(model, compile=False, **options).votes(x, 300))
+
+    @pytest.mark.parametrize("compile", [1, 0, "yes", None])
+    def test_another_value_is_refused(self, compile):
+        with pytest.raises(ValueError, match=r"`compile` must be one of 'auto', True, False, got"):
+            smoothed(compile=compile)
+
+
+class Breaks(nn.Module):
+    """A network that torch cannot compile as a whole: what it does depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits if float(logits.sum()) > -1e9 else -logits
+
+
+class TestAuto:
+    def test_compiles_where_an_inputs_votes_are_work_enough(self, published):
+        model, x = published
+        shape = {"input_shape": x.shape[1:]}
+        assert RandomizedSmoothingPyTorch(model, 0.25, **shape).arithmetic == "fp32, compiled"
+        assert RandomizedSmoothingPyTorch(model, 0.25, n=1_000, **shape).arithmetic == "fp32"
+        assert smoothed(n=100_000).arithmetic == "fp32"
+
+    def test_says_when_it_cannot(self, monkeypatch):
+        monkeypatch.setattr(arithmetic, "_WORTH_COMPILING", {"cpu": 0})
+        estimator = smoothed(Breaks())
+        with pytest.warns(UserWarning, match=r"cannot be compiled: .*runs eagerly"):
+            assert estimator.arithmetic == "fp32"
+        assert np.array_equal(estimator.votes(X, 300), smoothed(compile=False).votes(X, 300))
+
+    def test_says_when_there_is_no_compiler(self, monkeypatch):
+        monkeypatch.setattr(arithmetic, "_WORTH_COMPILING", {"cpu": 0})
+        monkeypatch.setenv("PATH", "")
+        with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
+            assert smoothed().arithmetic == "fp32"
+
+
+class TestRefusals:
+    def test_a_model_that_is_not_finite(self):
+        model = network()
+        model[4].weight.data[0, 0] = torch.nan
+        with pytest.raises(ModelOutputError, match="must return finite logits"):
+            smoothed(model, compile=True).votes(X, 100)
+
+    def test_a_model_that_cannot_be_compiled(self):
+        with pytest.raises(RuntimeError, match=r"cannot be compiled: .*pass compile=False"):
+            smoothed(Breaks(), compile=True).votes(X, 100)
+
+    def test_a_compiled_model_that_differs(self, monkeypatch):
+        compiled = arithmetic._Program._compile
+        monkeypatch.setattr(arithmetic._Program, "_compile", lambda self, x: 1.01 * compiled(self, x))
+        with pytest.raises(RuntimeError, match=r"compiled logits differ from its own by 0\.0"):
+            smoothed(compile=True).votes(X, 100)
+
+
+class TestParams:
+    def test_round_trip_and_drop_what_was_compiled(self):
+        estimator = smoothed(precision="bf16", compile=True)
+        assert estimator.arithmetic == "bf16, compiled"
+        assert estimator.get_params()["precision"] == "bf16"
+        assert estimator.get_params()["compile"] is True
+        estimator.set_params(precision="fp32", compile=False)
+        assert estimator.arithmetic == "fp32"
+        assert estimator.certificates(X) == smoothed(compile=False).certificates(X)
+        for wrong in ({"precision": "fp8"}, {"compile": 2}):
+            with pytest.raises(ValueError, match="must be one of"):
+                estimator.set_params(**wrong)
+            assert estimator.arithmetic == "fp32"
+
+    def test_pickles_and_clones_carry_them(self):
+        estimator = smoothed(precision="bf16", compile=True)
+        expected = estimator.certificates(X)
+        for other in (pickle.loads(pickle.dumps(estimator)), copy.deepcopy(estimator)):
+            assert other.arithmetic == "bf16, compiled"
+            assert other.certificates(X) == expected
+        assert estimator.clone_for_refitting().precision == "bf16"
+
+    def test_a_thread_setting_is_named(self):
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high")
+            assert smoothed().arithmetic == "fp32, matmul high"
+        finally:
+            torch.set_float32_matmul_precision(before)
