@@ -32,6 +32,7 @@ class Purpose(str, Enum):
     TRAINING = "training"
     SHUFFLING = "shuffling"
     INITIALISATION = "initialisation"
+    BOUND = "bound"  # the uniform of a randomized bound
 
 
 class Noise(Protocol):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.bounds import BOUNDS, votes_to_certify
+from art_rs_plugin.core.bounds import BOUNDS, at_uniform, votes_to_certify
 from art_rs_plugin.core.looks import (
     LooksCertificate,
     certify_from_looks,
@@ -47,9 +47,10 @@ class Task:
     `radius` maps (p_lower, p_upper) to a certified radius in the unit of `x`, rising in the first and falling in the
     second, such as `Gaussian(sigma).radius`; the certificate is to hold with probability at least 1 - `alpha`. With a
     `label`, known before any vote, that class is certified or none. `index` is the example's place in its data set,
-    `seed` what its noise derives from, `norm` that of `radius`: recorded as they are.
+    `seed` what its noise derives from, `norm` that of `radius`: recorded as they are. `uniform` is the U of a
+    randomized bound, drawn once for this task, independently of all votes and of other inputs' U; others need none.
 
-    :raises ValueError: If alpha or label is out of range, or TypeError.
+    :raises ValueError: If alpha, label or uniform is out of range, or TypeError.
     """
 
     radius: Callable[[float, float], FloatArray]
@@ -58,11 +59,14 @@ class Task:
     seed: int | None = None
     norm: float = 2
     label: int | None = None
+    uniform: float | None = None
 
     def __post_init__(self) -> None:
         _set(self, alpha=checks.in_unit_interval("alpha", self.alpha))
         if self.label is not None:
             _set(self, label=checks.whole("label", self.label, minimum=0))
+        if self.uniform is not None:
+            _set(self, uniform=checks.probability("uniform", self.uniform))
 
     def select(self, n0: int) -> Generator[tuple[str, int], Counts, tuple[int, int]]:
         """The class to certify, and the votes that chose it: the label and 0, or the winner of `n0` votes and n0.
@@ -96,7 +100,8 @@ class Budget(Protocol):
 
         The certificate must be false with probability at most `task.alpha`, whatever the class probabilities. The
         votes that choose the class, the number of votes or the moment to stop must not enter its bound, unless the
-        bound pays for it.
+        bound pays for it. Nor must `task.uniform` choose them: a randomized bound errs with probability alpha at each
+        number of votes on average over U, not at each U.
         """
 
 
@@ -139,8 +144,9 @@ class Fixed:
         checks.one_of("bound", self.bound, BOUNDS)
 
     def steps(self, task: Task) -> Steps:
-        """See `Budget`; ValueError if n votes can never certify at this alpha."""
+        """See `Budget`; ValueError if n votes can never certify at this alpha, or `task` lacks the U of the bound."""
         check_votes(self.n0, self.n, task.alpha, bound=self.bound)
+        at_uniform(self.bound, task.uniform)
         selected, n0 = yield from task.select(self.n0)
         # fresh votes: those that selected the class would favour it, and void the bound
         counts = yield "estimation", self.n
@@ -184,10 +190,14 @@ class Looks:
         return growing(self.first, self.growth, self.n_max)
 
     def steps(self, task: Task) -> Steps:
-        """See `Budget`; returns a `LooksCertificate`. ValueError if n_max votes can never certify one of the radii."""
-        schedule, bound = self.schedule, BOUNDS[self.bound]
+        """See `Budget`; returns a `LooksCertificate`.
+
+        ValueError if n_max votes can never certify one of the radii, or `task` lacks the U of the bound.
+        """
+        schedule, (bound, _) = self.schedule, at_uniform(self.bound, task.uniform)
         spend = spending(task.alpha, len(schedule))
-        utmost = task.radius(*bound(np.array([self.n_max, 0]), 0, spend[-1]))
+        # at U = 1: which radii a budget takes on is not to depend on luck
+        utmost = task.radius(*BOUNDS[self.bound](np.array([self.n_max, 0]), 0, spend[-1]))
         # one out of reach would make every unanimous input run to n_max; radius 0 is certified by any above it
         unsettled = [max(radius, math.ulp(0.0)) for radius in self.radii if utmost >= max(radius, math.ulp(0.0))]
         if not unsettled:
@@ -204,7 +214,8 @@ class Looks:
             looks.append(counts)
             bounds = tighter(bounds, bound(counts, selected, share))
             certified = float(task.radius(*bounds))
-            # the last look has the most votes and the largest share: what it will not certify, no look before it will
+            # the last look has the most votes and the largest share: what it will not certify, no look before it will;
+            # U may say when to stop, for the looks' bounds hold together wherever that is
             hope = tighter(bounds, bound(prospect(counts, selected, self.n_max), selected, spend[-1]))
             limit = float(task.radius(*hope))
             unsettled = [radius for radius in unsettled if certified < radius <= limit]
@@ -249,8 +260,9 @@ class Pilot:
         checks.one_of("bound", self.bound, BOUNDS)
 
     def steps(self, task: Task) -> Steps:
-        """See `Budget`; returns a `PilotCertificate`. ValueError if n_max votes can never certify at this alpha."""
+        """See `Budget`; returns a `PilotCertificate`. Errors as those of `Fixed`, of n_max."""
         check_votes(self.n0, self.n_max, task.alpha, bound=self.bound)
+        at_uniform(self.bound, task.uniform)
         selected, n0 = yield from task.select(self.n0)
         pilot = checked_counts((yield "pilot", self.n_pilot), selected)
         # fresh votes: given the pilot their number is fixed, while the pilot's own would favour the number they chose
@@ -259,7 +271,7 @@ class Pilot:
         return PilotCertificate(**vars(certificate), pilot=tuple(pilot.tolist()))
 
     def _best(self, pilot: Counts, selected: int, task: Task) -> int:
-        """The number of votes to draw after this pilot."""
+        """The number of votes to draw after this pilot: at U = 1, for a number that suits U would void the bound."""
         unit = float(task.radius(_PHI, 1.0 - _PHI))
 
         def value(n: int) -> float:

@@ -45,23 +45,25 @@ def certify(
     n: int,
     alpha: float,
     bound: str = "clopper-pearson",
+    uniform: float | None = None,
     index: int = 0,
     seed: int | None = None,
     norm: float = 2,
 ) -> VoteCertificate:
     """Cohen et al. 2019, CERTIFY: n0 votes select a class, n fresh votes bound its probability.
 
-    With probability at least 1 - alpha over the votes, g predicts `prediction` everywhere within `radius`, or this
-    abstains.
+    With probability at least 1 - alpha over the votes (and U, if the bound is randomized), g predicts `prediction`
+    everywhere within `radius`, or this abstains.
 
     :param draw: Gives the votes at one input, see `Draw`.
     :param radius: (p_lower, p_upper) -> certified radius in the unit of `x`, such as `Gaussian(sigma).radius`.
     :param bound: Name in `BOUNDS`.
+    :param uniform: U in [0, 1] for a randomized bound, drawn once and independently of all votes; else ignored.
     :param index: The example's place in its data set; `seed`, what `draw` derives its noise from; `norm`, of `radius`:
         recorded as they are.
     :raises ValueError: If an option is out of range, or if n votes can never certify at this alpha.
     """
-    task = Task(radius=radius, alpha=alpha, index=index, seed=seed, norm=norm)
+    task = Task(radius=radius, alpha=alpha, index=index, seed=seed, norm=norm, uniform=uniform)
     return drive(Fixed(n0=n0, n=n, bound=bound).steps(task), draw)
 
 

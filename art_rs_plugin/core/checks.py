@@ -18,6 +18,14 @@ def in_unit_interval(name: str, value: SupportsFloat) -> float:
     return number
 
 
+def probability(name: str, value: SupportsFloat) -> float:
+    """`value` as a float, if it lies between 0 and 1 or is either; ValueError or TypeError if not."""
+    number = _real(name, value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
+    return number
+
+
 def positive(name: str, value: SupportsFloat) -> float:
     """`value` as a float, if it is finite and above 0; ValueError or TypeError if not."""
     number = _real(name, value)

@@ -2,7 +2,9 @@
 
 A union bound pays for it: look j's confidence bound is made at its own alpha_j, and the alpha_j add up to at most
 alpha. So with probability at least 1 - alpha every look's bound holds, hence the running maximum of the lower ones and
-the running minimum of the upper ones hold, at whatever look the run stops and for all radii at once.
+the running minimum of the upper ones hold, at whatever look the run stops and for all radii at once. One U serves a
+randomized bound at all looks: each look's bound by itself errs with probability alpha_j over its votes and U, and the
+union bound asks for no more.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.bounds import BOUNDS
+from art_rs_plugin.core.bounds import at_uniform
 from art_rs_plugin.core.radii import FloatArray
 from art_rs_plugin.core.records import Counts, VoteCertificate, certificate_from_bounds, checked_counts
 
@@ -51,6 +53,7 @@ def certify_from_looks(
     n0: int,
     alpha: float,
     bound: str = "clopper-pearson",
+    uniform: float | None = None,
     index: int = 0,
     seed: int | None = None,
     norm: float = 2,
@@ -80,12 +83,12 @@ def certify_from_looks(
         raise ValueError(f"`looks` must add up to the first of the schedule {planned}, got {sums}")
     if np.any(np.diff(taken, axis=0) < 0):
         raise ValueError(f"`looks` must hold all votes up to each look, but counts fell: {np.asarray(looks).tolist()}")
-    of_counts = BOUNDS[checks.one_of("bound", bound, BOUNDS)]
+    of_counts, used = at_uniform(bound, uniform)
     bounds = 0.0, 1.0
     for counts, share in zip(taken, levels, strict=False):  # the run may have stopped before the last look
         bounds = tighter(bounds, of_counts(counts, selected, share))
     certificate = certificate_from_bounds(
-        *bounds, taken[-1], selected, radius=radius, n0=n0, alpha=level, index=index, seed=seed, norm=norm
+        *bounds, taken[-1], selected, radius=radius, n0=n0, alpha=level, index=index, seed=seed, norm=norm, uniform=used
     )
     every = tuple(tuple(counts.tolist()) for counts in taken)
     return LooksCertificate(**vars(certificate), schedule=planned, spend=levels, looks=every)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.bounds import BOUNDS, votes_to_certify
+from art_rs_plugin.core.bounds import at_uniform, votes_to_certify
 from art_rs_plugin.core.radii import FloatArray
 
 ABSTAIN = -1
@@ -42,7 +42,8 @@ class VoteCertificate(Certificate):
 
     `selected` is the class that the `n0` selection votes chose, kept when the prediction is `ABSTAIN`, or, with n0 = 0,
     one that was known before any vote; `counts` are the `n` estimation votes by class; p_lower <= p_A and
-    p_upper >= p_B, both with probability at least 1 - alpha.
+    p_upper >= p_B, both with probability at least 1 - alpha. `uniform` is the U that a randomized bound used, and None
+    for the others: bounded anew by such a bound, the votes must meet this U and no other.
     """
 
     selected: int
@@ -52,6 +53,7 @@ class VoteCertificate(Certificate):
     n0: int
     n: int
     seed: int | None
+    uniform: float | None = None
 
     @property
     def votes(self) -> int:
@@ -67,6 +69,7 @@ def certify_from_counts(
     n0: int,
     alpha: float,
     bound: str = "clopper-pearson",
+    uniform: float | None = None,
     index: int = 0,
     seed: int | None = None,
     norm: float = 2,
@@ -74,16 +77,17 @@ def certify_from_counts(
     """The second half of CERTIFY: the certificate that estimation votes give to a class selected by other votes.
 
     Serves to bound recorded votes anew, at another alpha or by another bound, provided that n was fixed before they
-    were drawn and that both were chosen without a look at them. Parameters as in `certify`.
+    were drawn and that both were chosen without a look at them (and `uniform` too). Parameters as in `certify`.
 
     :param counts: Estimation votes by class, shape (classes,), at least two classes.
     :param selected: The class that the selection votes chose, or one that was known before any vote.
     :raises ValueError: If an option is out of range; TypeError if counts are not whole numbers.
     """
     votes, level = checked_counts(counts, selected), checks.in_unit_interval("alpha", alpha)
-    p_lower, p_upper = BOUNDS[checks.one_of("bound", bound, BOUNDS)](votes, selected, level)
+    of_counts, used = at_uniform(bound, uniform)
+    bounds = of_counts(votes, selected, level)
     return certificate_from_bounds(
-        p_lower, p_upper, votes, selected, radius=radius, n0=n0, alpha=level, index=index, seed=seed, norm=norm
+        *bounds, votes, selected, radius=radius, n0=n0, alpha=level, index=index, seed=seed, norm=norm, uniform=used
     )
 
 
@@ -99,6 +103,7 @@ def certificate_from_bounds(
     index: int,
     seed: int | None,
     norm: float,
+    uniform: float | None = None,
 ) -> VoteCertificate:
     """The certificate that bounds on p_A and p_B give: `selected` and its radius, or an abstention.
 
@@ -119,11 +124,15 @@ def certificate_from_bounds(
         n0=n0,
         n=int(counts.sum()),
         seed=seed,
+        uniform=uniform,
     )
 
 
 def check_votes(n0: int, n: int, alpha: float, *, bound: str = "clopper-pearson") -> None:
-    """Raise ValueError or TypeError unless n0 and n are whole, alpha in (0, 1), and n votes can certify at alpha."""
+    """Raise ValueError or TypeError unless n0 and n are whole, alpha in (0, 1), and n votes can certify at alpha.
+
+    By a randomized bound they can at U = 1, hence whatever U is.
+    """
     checks.whole("n0", n0)
     needed = votes_to_certify(checks.in_unit_interval("alpha", alpha), bound)
     if checks.whole("n", n) < needed:

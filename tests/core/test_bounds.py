@@ -23,28 +23,37 @@ def some_counts(n):
     return sorted({0, 1, 2, 3, 7, n // 10, n // 3, n // 2, 9 * n // 10, n - 2, n - 1, n} & set(range(n + 1)))
 
 
-def exact_tail(k: int, n: int, p: mp.mpf) -> mp.mpf:
-    """P(X >= k) for X ~ Binomial(n, p): the pmf at k by gamma functions, then ratios outward."""
-    if k == 0:
+def exact_tail(k: int, n: int, p: mp.mpf, uniform: float = 1.0) -> mp.mpf:
+    """P(X > k) + U P(X = k), X ~ Binomial(n, p): the pmf at k by gamma functions, then ratios outward."""
+    if k == 0 and uniform == 1:
         return mp.mpf(1)
     choose = mp.loggamma(n + 1) - mp.loggamma(k + 1) - mp.loggamma(n - k + 1)
     term = mp.exp(choose + k * mp.log(p) + (n - k) * mp.log(1 - p))
     total, odds = mp.mpf(0), p / (1 - p)
     for j in range(k, n + 1):
-        total += term
+        total += term * uniform if j == k else term
         if term < total * mp.mpf(10) ** -40:
             break
         term *= odds * (n - j) / (j + 1)
     return total
 
 
+def check_lower(k: int, n: int, alpha: float, uniform: float = 1.0) -> None:
+    """The lower bound does not err with a probability above alpha; one moved inward by 4 ulp would."""
+    with mp.workdps(50):
+        lower = float(clopper_pearson_lower(k, n, alpha, uniform))
+        assert (lower == 1) == (k == n and uniform <= alpha)
+        if 0 < lower < 1:
+            assert exact_tail(k, n, mp.mpf(lower), uniform) <= alpha, (k, n, alpha, uniform)
+        inward = mp.mpf(lower) + 4 * np.spacing(lower)
+        if inward < 1:
+            assert exact_tail(k, n, inward, uniform) > alpha, (k, n, alpha, uniform)
+
+
 def check_against_exact_tails(k: int, n: int, alpha: float) -> None:
     """Neither bound errs with a probability above alpha; one moved inward by 4 ulp would."""
+    check_lower(k, n, alpha)
     with mp.workdps(50):
-        lower = float(clopper_pearson_lower(k, n, alpha))
-        if k > 0:
-            assert exact_tail(k, n, mp.mpf(lower)) <= alpha, (k, n, alpha)
-            assert exact_tail(k, n, mp.mpf(lower) + 4 * np.spacing(lower)) > alpha, (k, n, alpha)
         upper = float(clopper_pearson_upper(k, n, alpha))
         if k < n:
             assert exact_tail(n - k, n, 1 - mp.mpf(upper)) <= alpha, (k, n, alpha)
@@ -57,11 +66,19 @@ def test_within_four_ulp_and_never_on_the_wrong_side(n):
         check_against_exact_tails(k, n, alpha)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 100, 1_000, 10_000, 100_000])
+@pytest.mark.parametrize("uniform", [0.0, 2**-53, 1e-4, 0.3, 1 - 2**-53])
+def test_randomized_within_four_ulp_and_never_above(n, uniform):
+    for k, alpha in itertools.product(some_counts(n), ALPHAS):
+        check_lower(k, n, alpha, uniform)
+
+
 @pytest.mark.parametrize(
     ("k", "n"), [(1_000_000, 10**6), (999_000, 10**6), (3, 10**6), (10**9 - 40, 10**9), (1, 10**9)]
 )
 def test_many_votes(k, n):
     check_against_exact_tails(k, n, 0.001)
+    check_lower(k, n, 0.001, 0.3)
 
 
 @pytest.mark.slow
@@ -94,7 +111,9 @@ def test_sound_at_the_ends_of_alpha(alpha):
     for n in (1, 2, 5, 100):
         for k in some_counts(n):
             lower, upper = float(clopper_pearson_lower(k, n, alpha)), float(clopper_pearson_upper(k, n, alpha))
+            randomized = {u: float(clopper_pearson_lower(k, n, alpha, u)) for u in (0.0, 5e-324, 0.3)}
             with mp.workdps(400):
+                assert all(low in (0, 1) or exact_tail(k, n, mp.mpf(low), u) <= alpha for u, low in randomized.items())
                 assert lower == 0 or exact_tail(k, n, mp.mpf(lower)) <= alpha
                 assert upper == 1 or exact_tail(n - k, n, 1 - mp.mpf(upper)) <= alpha
 
@@ -125,17 +144,21 @@ def test_refuses(bound):
 class Outcomes:
     """Every outcome of n votes among some classes, and what a bound makes of each: errors by enumeration."""
 
-    def __init__(self, bound, n: int, classes: int, alpha: float):
+    def __init__(self, bound, n: int, classes: int, alpha: float, uniforms=(1.0,)):
         heads = itertools.product(range(n + 1), repeat=classes - 1)
         self.counts = np.array([(*head, n - sum(head)) for head in heads if sum(head) <= n])
         self.n = n
-        self.limits = np.array([[bound(c, selected, alpha) for selected in range(classes)] for c in self.counts])
+        limits = [bound(c, a, alpha, u) for u in uniforms for c in self.counts for a in range(classes)]
+        self.limits = np.array(limits).reshape(len(uniforms), len(self.counts), classes, 2)
 
     def error(self, p, reuse: bool = False) -> float:
-        """P(p_lower > p_A or p_upper < p_B), for the worst A, or (unsound) for the A that these votes choose."""
+        """P(p_lower > p_A or p_upper < p_B), for the worst A, or (unsound) for the A that these votes choose.
+
+        Each U is equally likely.
+        """
         p = np.asarray(p)
         runner_up = np.array([np.delete(p, selected).max() for selected in range(p.size)])
-        wrong = (self.limits[..., 0] > p) | (self.limits[..., 1] < runner_up)
+        wrong = ((self.limits[..., 0] > p) | (self.limits[..., 1] < runner_up)).mean(axis=0)
         weight = multinomial.pmf(self.counts, self.n, p)
         if reuse:
             return float(weight @ wrong[np.arange(len(wrong)), self.counts.argmax(axis=1)])
@@ -152,28 +175,28 @@ class TestEveryBound:
     """Errors of at most alpha, for each bound in the table; 1e-9 is for the pmf's rounding."""
 
     @pytest.mark.parametrize(("n", "alpha"), [(1, 0.3), (7, 0.1), (30, 0.05), (100, 0.01), (1_000, 0.001)])
-    def test_two_classes(self, name, n, alpha):
-        outcomes = Outcomes(BOUNDS[name], n, 2, alpha)
-        attained = outcomes.limits[:, 0, 0]
+    def test_two_classes(self, name, n, alpha, uniforms):
+        outcomes = Outcomes(BOUNDS[name], n, 2, alpha, uniforms(name))
+        attained = outcomes.limits[..., 0, 0]
         # a bound errs most often for a p just below one of its values
         for p in {*np.linspace(0.001, 0.999, 60), *np.nextafter(attained[attained > 0], 0)}:
             assert outcomes.error([p, 1 - p]) <= alpha * (1 + 1e-9)
 
     @pytest.mark.parametrize(("n", "alpha"), [(5, 0.2), (12, 0.05), (25, 0.1)])
-    def test_three_classes(self, name, n, alpha):
-        outcomes = Outcomes(BOUNDS[name], n, 3, alpha)
+    def test_three_classes(self, name, n, alpha, uniforms):
+        outcomes = Outcomes(BOUNDS[name], n, 3, alpha, uniforms(name))
         assert max(outcomes.error(p) for p in THREE_CLASSES) <= alpha * (1 + 1e-9)
 
     @pytest.mark.parametrize(("n", "alpha"), [(100, 0.01), (1_000, 0.001)])
-    def test_reused_votes_are_caught(self, name, n, alpha):
+    def test_reused_votes_are_caught(self, name, n, alpha, uniforms):
         # negative control: the same enumeration finds the error of selecting by the votes that are bounded
-        outcomes = Outcomes(BOUNDS[name], n, 2, alpha)
+        outcomes = Outcomes(BOUNDS[name], n, 2, alpha, uniforms(name))
         assert max(outcomes.error([p, 1 - p], reuse=True) for p in np.linspace(0.49, 0.51, 21)) > 1.3 * alpha
 
-    def test_runner_up_is_bounded_from_above_by_what_is_left(self, name):
+    def test_runner_up_is_bounded_from_above_by_what_is_left(self, name, uniforms):
         for counts in ([60, 30, 10], [0, 0, 5], [90_000, 9_000, 1_000]):
-            for selected in range(3):
-                p_lower, p_upper = BOUNDS[name](np.array(counts), selected, 0.001)
+            for selected, uniform in itertools.product(range(3), uniforms(name)):
+                p_lower, p_upper = BOUNDS[name](np.array(counts), selected, 0.001, uniform)
                 assert isinstance(p_lower, float)
                 assert isinstance(p_upper, float)
                 assert p_upper <= np.nextafter(1 - p_lower, 1)
@@ -207,5 +230,5 @@ def test_votes_needed():
     assert votes_to_certify(0.5) == 2  # at p_lower = 1/2 nothing is certified
     assert votes_to_predict(0.001) == 11
     assert votes_to_predict(0.5) == 2
-    with pytest.raises(ValueError, match="`bound` must be one of 'clopper-pearson', 'runner-up', got 'wilson'"):
+    with pytest.raises(ValueError, match=r"`bound` must be one of 'clopper-pearson', .*, got 'wilson'"):
         votes_to_certify(0.001, "wilson")

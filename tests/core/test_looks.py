@@ -10,7 +10,7 @@ import pytest
 from scipy.signal import fftconvolve
 from scipy.stats import beta, binom, norm
 
-from art_rs_plugin.core.bounds import clopper_pearson_lower
+from art_rs_plugin.core.bounds import BOUNDS, clopper_pearson_lower
 from art_rs_plugin.core.budgets import Looks, Task, drive
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.looks import certify_from_looks, growing, prospect, scaled, spending
@@ -213,16 +213,17 @@ SHARES = (0.01, 0.02, 0.02, 0.05)
 
 
 class TestReBounding:
-    @pytest.mark.parametrize("bound", ["clopper-pearson", "runner-up"])
+    @pytest.mark.parametrize("bound", BOUNDS)
     def test_gives_the_certificate_again(self, bound):
         rng = np.random.default_rng(2)
         budget = Looks(radii=(0.0, 0.25, 0.5), n_max=5_000, bound=bound)
         for p, label in itertools.product([0.45, 0.6, 0.7, 0.85, 0.99], [None, 0]):
-            task = Task(radius=RADIUS, alpha=0.01, index=5, seed=6, label=label)
+            task = Task(radius=RADIUS, alpha=0.01, index=5, seed=6, label=label, uniform=0.3)
             found = drive(budget.steps(task), lambda _, n, p=p: rng.multinomial(n, [p, 0.7 * (1 - p), 0.3 * (1 - p)]))
             assert (found.counts, found.n) == (found.looks[-1], sum(found.looks[-1]))
             assert (found.n0, found.votes) == (0 if label == 0 else 100, found.n + found.n0)
-            fields = ("looks", "selected", "schedule", "spend", "n0", "alpha", "index", "seed")
+            assert found.uniform == (0.3 if bound == "randomized" else None)
+            fields = ("looks", "selected", "schedule", "spend", "n0", "alpha", "index", "seed", "uniform")
             assert certify_from_looks(**{f: getattr(found, f) for f in fields}, radius=RADIUS, bound=bound) == found
 
     def test_running_bounds_by_scipy(self):
