@@ -96,9 +96,15 @@ def stream(seed: int, purpose: Purpose, *position: int, device: torch.device | s
     return seed_generator(torch.Generator(device), seed, purpose, *position)
 
 
+def uniform(seed: int, purpose: Purpose, *position: int) -> float:
+    """A uniform number in (0, 1] from the stream that (seed, purpose, position) names, a multiple of 2^-53."""
+    word = int.from_bytes(hashlib.shake_128(_key(seed, purpose, position)).digest(8), "little")
+    return ((word >> 11) + 1) * 2.0**-53
+
+
 def seed_generator(generator: torch.Generator, seed: int, purpose: Purpose, *position: int) -> torch.Generator:
     """Put `generator` at the start of a stream, see `stream`: cheaper than a new one for every block."""
-    key = ":".join(["art-rs-plugin", str(seed), purpose.value, *map(str, position)]).encode()
+    key = _key(seed, purpose, position)
     if generator.device.type == "cpu":
         words = np.frombuffer(hashlib.shake_128(key).digest(4 * _MT_WORDS), dtype="<u4")
         state = _fresh_cpu_state().copy()
@@ -107,6 +113,10 @@ def seed_generator(generator: torch.Generator, seed: int, purpose: Purpose, *pos
     else:
         generator.manual_seed(int.from_bytes(hashlib.shake_128(key).digest(8), "little", signed=True))
     return generator
+
+
+def _key(seed: int, purpose: Purpose, position: tuple[int, ...]) -> bytes:
+    return ":".join(["art-rs-plugin", str(seed), purpose.value, *map(str, position)]).encode()
 
 
 # torch's CPU generator state: seed (8 bytes), left (4), seeded (4), next (8), then 624 words of 32 bits in 8 bytes each

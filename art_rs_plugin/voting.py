@@ -15,7 +15,7 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.budgets import Budget, Fixed, Steps, Task
 from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.core.records import ABSTAIN, VoteCertificate, check_votes
-from art_rs_plugin.noise import Purpose
+from art_rs_plugin.noise import Purpose, uniform
 from art_rs_plugin.votes import Request
 
 # Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
@@ -129,7 +129,15 @@ class Voting(Casting):
         labels = [None] * len(x) if y is None else self._labels(y, len(x)).argmax(dim=1).tolist()
         seed = self._call_seed()
         asked = [
-            Task(radius=self.noise.radius, alpha=self.alpha, index=name, seed=seed, norm=self.noise.norm, label=label)
+            Task(
+                radius=self.noise.radius,
+                alpha=self.alpha,
+                index=name,
+                seed=seed,
+                norm=self.noise.norm,
+                label=label,
+                uniform=uniform(seed, Purpose.BOUND, name),
+            )
             for name, label in zip(names, labels, strict=True)
         ]
         yield from self._side_by_side(x, asked, budget, at_once, seed, batch_size)

@@ -7,7 +7,9 @@ from scipy.stats import binom
 from torch import nn
 
 from art_rs_plugin import Fixed, Looks, Pilot, RandomizedSmoothingPyTorch
+from art_rs_plugin.core.bounds import clopper_pearson_lower
 from art_rs_plugin.experiments.ledger import rebound, row_of
+from art_rs_plugin.noise import Purpose, uniform
 
 SIGMA = 0.5
 BUDGETS = [
@@ -15,8 +17,10 @@ BUDGETS = [
     Looks(radii=(0.25, 0.75), n_max=2_000),
     Looks(radii=(0.5,), n_max=1_000, first=70, bound="runner-up"),
     Pilot(n_pilot=100, n_max=1_000, cost=1e-4),
+    Fixed(n0=20, n=300, bound="randomized"),
+    Looks(radii=(0.25, 0.75), n_max=2_000, bound="randomized"),
 ]
-IDS = ["fixed", "looks", "looks-runner-up", "pilot"]
+IDS = ["fixed", "looks", "looks-runner-up", "pilot", "fixed-randomized", "looks-randomized"]
 
 
 class HalfSpace(nn.Module):
@@ -61,6 +65,41 @@ def test_looks_go_on_in_the_stream_where_they_stopped():
         assert fixed.counts == certificate.counts
         assert fixed.selected == certificate.selected
         assert [sum(look) for look in certificate.looks] == list(certificate.schedule[: len(certificate.looks)])
+
+
+def test_a_randomized_bound_has_a_uniform_of_its_own_for_each_example_and_records_it():
+    budget = Fixed(n0=20, n=300, bound="randomized")
+    randomized = estimator().certificates(X, budget=budget)
+    uniforms = [certificate.uniform for certificate in randomized]
+    assert uniforms == [uniform(5, Purpose.BOUND, index) for index in range(len(X))]
+    assert len(set(uniforms)) == len(X)
+    assert all(c.uniform is None for c in estimator().certificates(X, budget=Fixed(n0=20, n=300)))
+    for certificate, plain in zip(randomized, estimator().certificates(X, n=300), strict=True):
+        assert certificate.counts == plain.counts
+        assert certificate.p_lower == clopper_pearson_lower(
+            certificate.counts[certificate.selected], 300, 0.001, certificate.uniform
+        )
+        assert certificate.p_lower > plain.p_lower
+
+
+def test_with_known_labels_that_class_is_certified_or_none_and_no_vote_selects():
+    labels = (X[:, 0] > 0.1).astype(np.int64)
+    plain = estimator().certificates(X)
+    for y in (labels, np.eye(2)[labels], torch.from_numpy(labels)):
+        made = estimator().certificates(X, y=y)
+        assert [certificate.selected for certificate in made] == labels.tolist()
+        assert {certificate.n0 for certificate in made} == {0}
+        assert [certificate.counts for certificate in made] == [certificate.counts for certificate in plain]
+        for certificate, other in zip(made, plain, strict=True):
+            right = certificate.selected == other.selected
+            assert (certificate.prediction, certificate.radius) == (
+                (other.prediction, other.radius) if right else (-1, 0.0)
+            )
+    assert sum(label == other.selected for label, other in zip(labels, plain, strict=True)) > 30
+    prediction, radius = estimator().certify(X, y=labels, budget=Looks(radii=(0.25,), n_max=2_000))
+    assert ((prediction == labels) | ((prediction == -1) & (radius == 0.0))).all()
+    with pytest.raises(ValueError, match="`y` must hold classes from 0 to 1, got 2"):
+        estimator().certify(X, y=np.full(len(X), 2))
 
 
 def test_looks_spend_few_votes_where_little_is_to_be_settled():
