@@ -152,14 +152,21 @@ def _add_legend(figure: Figure, names: list[str]) -> None:
 
 
 def _setting(log: pd.DataFrame) -> str:
-    """What a log says of n and alpha, as far as it has one of each."""
+    """What a log says of n and alpha, as far as it has one of each; of votes that chose n, how many they were."""
     known = []
+    if "votes" in log:
+        known.append(f"{_grouped(round(log['votes'].mean()))} votes on average")
+        log = log.drop(columns="n", errors="ignore")  # where all are the same, it is by chance
     for column, sign in (("n", "n"), ("alpha", "α")):
         values = log[column].unique() if column in log else []
         if len(values) == 1:
-            number = f"{values[0]:,}".replace(",", "\u2009") if column == "n" else f"{values[0]:g}"
+            number = _grouped(values[0]) if column == "n" else f"{values[0]:g}"
             known.append(f"{sign} = {number}")
     return ", ".join(known)
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}".replace(",", "\u2009")
 
 
 def _checked_radius(radius: float) -> float:

@@ -12,24 +12,21 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.certificate import Certificate, VoteCertificate, certify_from_counts
-from art_rs_plugin.core.looks import LooksCertificate
-from art_rs_plugin.core.radii import RADII
+from art_rs_plugin.experiments.rows import VOTE_KEYS, Row, rebound, row_of
+
+__all__ = ["FORMAT", "ROW_KEYS", "VOTE_KEYS", "Ledger", "LedgerMismatch", "Row", "read_ledger", "rebound", "row_of"]
 
 FORMAT = "art-rs-ledger/1"
 _ALWAYS = ("index", "label", "prediction", "alpha", "seconds")
-# What each kind of ledger holds of every example at least. A certificate from votes adds counts and all else that a
-# bound is made of; other certifiers have none, and other sampling rules may add keys of their own.
+# What each kind of ledger holds of every example at least. A certificate from votes adds `VOTE_KEYS` and what its
+# sampling rule needs (see `rows`); other certifiers have none. `seconds` is the time since the row before, which came
+# along with this one where inputs are certified side by side: the sum is the run's.
 ROW_KEYS = {"certify": (*_ALWAYS, "radius"), "predict": (*_ALWAYS, "counts", "n")}
-VOTE_KEYS = ("counts", "selected", "p_lower", "p_upper", "n0", "n")
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
-
-Row = dict[str, Any]
 
 
 class LedgerMismatch(ValueError):
@@ -116,67 +113,6 @@ def read_ledger(path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
     if not lines:
         raise ValueError(f"{path} is not a ledger: it holds no whole header line")
     return lines[0], lines[1:]
-
-
-def row_of(certificate: Certificate, label: int, seconds: float) -> Row:
-    """The ledger's row for one certificate. Floats are written by `repr`, so that they come back exactly."""
-    row: Row = {
-        "index": int(certificate.index),
-        "label": int(label),
-        "prediction": int(certificate.prediction),
-        "radius": float(certificate.radius),
-    }
-    if isinstance(certificate, VoteCertificate):
-        row |= {name: getattr(certificate, name) for name in VOTE_KEYS}
-    if isinstance(certificate, LooksCertificate):
-        row |= {name: getattr(certificate, name) for name in ("schedule", "spend", "looks")}
-    return row | {"alpha": float(certificate.alpha), "seconds": float(seconds)}
-
-
-def rebound(
-    header: Mapping[str, Any],
-    row: Mapping[str, Any],
-    *,
-    alpha: float | None = None,
-    bound: str | None = None,
-    radius: str = "cohen",
-) -> VoteCertificate:
-    """The certificate that this row's votes give for another alpha, bound or radius formula; no forward pass.
-
-    It holds with probability 1 - alpha if alpha and bound were chosen without a look at the votes.
-
-    :param alpha: Default: the row's own.
-    :param bound: A name in `core.bounds.BOUNDS`. Default: the ledger's own.
-    :param radius: A name in `core.radii.RADII`.
-    :raises ValueError: for a ledger of predictions, of noise that is not Gaussian, or whose number of votes was not
-        fixed beforehand: a run that stops when the votes look good errs far more often than alpha.
-    """
-    if header.get("kind") != "certify":
-        raise ValueError(f"only a ledger of certificates can be bounded anew, not one of kind {header.get('kind')!r}")
-    rule, noise = header["rule"], header["noise"]
-    if rule["name"] != "fixed" or "looks" in row:
-        raise ValueError(
-            'the votes were drawn by a rule that decides from the votes when to stop, not by "fixed": '
-            "a bound for a fixed n would err far more often than alpha (optional stopping)"
-        )
-    if noise["name"] != "gaussian":
-        raise ValueError(f"the radius formulas are for gaussian noise, not for {noise['name']!r}")
-    missing = [key for key in VOTE_KEYS if key not in row]
-    if missing:
-        raise ValueError(f"example {row['index']} was not certified by votes: its row has no {', '.join(missing)}")
-    if sum(row["counts"]) != row["n"]:
-        raise ValueError(f"the counts of example {row['index']} add up to {sum(row['counts'])}, but `n` is {row['n']}")
-    formula = RADII[checks.one_of("radius", radius, RADII)]
-    return certify_from_counts(
-        row["counts"],
-        row["selected"],
-        radius=partial(formula, sigma=noise["sigma"]),
-        n0=row["n0"],
-        alpha=row["alpha"] if alpha is None else alpha,
-        bound=rule["bound"] if bound is None else bound,
-        index=row["index"],
-        seed=header.get("seed"),
-    )
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

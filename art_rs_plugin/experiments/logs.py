@@ -37,8 +37,9 @@ def read_log(path: str | os.PathLike[str]) -> pd.DataFrame:
     """One row per example of a ledger or of one of the authors' logs; what the file is, its first line says.
 
     Columns `index, label, prediction, radius, seconds` (a log of predictions has no `radius`); from a ledger also
-    `counts, n, alpha`, and of certificates `selected, p_lower, p_upper, n0`. `attrs["source"]` is the path,
-    `attrs["header"]` a ledger's header. Radii in the authors' logs are rounded to three digits, some of them up.
+    `counts, n, alpha`, and of certificates `selected, p_lower, p_upper, n0`; where votes decided how many to draw also
+    `votes`, all that were drawn. `attrs["source"]` is the path, `attrs["header"]` a ledger's header. Radii in the
+    authors' logs are rounded to three digits, some of them up.
 
     :raises ValueError: for an unknown header, a value out of its range, a `correct` that contradicts label and
         prediction, or an index that comes twice; with path, line, rule and value.
@@ -98,7 +99,7 @@ def _from_ledger(path: Path) -> pd.DataFrame:
     header, rows = read_ledger(path)
     columns = [*_LOG, "alpha"] if header["kind"] == "certify" else [*_LOG_PREDICT, "alpha"]
     # a certifier without votes has none to show
-    columns += [name for name in VOTE_KEYS if rows and all(name in row for row in rows)]
+    columns += [name for name in (*VOTE_KEYS, "votes") if rows and all(name in row for row in rows)]
     records = []
     for number, row in enumerate(rows, 2):
         records.append(_checked(f"{path}, line {number}", {name: row[name] for name in columns}))
@@ -183,6 +184,7 @@ _RULES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "p_upper": ("float64", _real),
     "n0": ("int64", _whole),
     "n": ("int64", _whole),
+    "votes": ("int64", _whole),
     "alpha": ("float64", _real),
 }
 _LOG = ["index", "label", "prediction", "radius", "seconds"]

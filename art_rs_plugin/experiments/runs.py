@@ -14,11 +14,13 @@ import torch
 
 import art_rs_plugin
 from art_rs_plugin.core import checks
-from art_rs_plugin.core.certificate import check_prediction_votes, check_votes, predict_from_counts
+from art_rs_plugin.core.budgets import Budget, Fixed, Task
+from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.experiments import checkpoints, models
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
+from art_rs_plugin.experiments.rows import rule_of
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator
 from art_rs_plugin.training import OBJECTIVES, Epoch, loader_batches, read_checkpoint
 from art_rs_plugin.training import train as train_loop
@@ -149,21 +151,40 @@ def certify(
     indices: Iterable[int],
     out: Path,
     *,
+    budget: Budget | None = None,
+    known_labels: bool = False,
     batch_size: int | None = None,
     on_row: Progress | None = None,
 ) -> None:
     """Certify the images of `data` at `indices` into the ledger `out`, going on where it stopped.
 
+    A row's `seconds` are those since the row before. Certificates of inputs that are certified side by side come in
+    one burst, so that only their sum says what the run took.
+
+    :param budget: How many votes to draw and when to stop; a dataclass with a `name`, so that the ledger can say which.
+        None is the paper's, `Fixed` with the estimator's n0 and n.
+    :param known_labels: Certify the label's class or none, which takes no votes to select one (benchmarks).
     :raises LedgerMismatch: `out` is the ledger of another run.
+    :raises ValueError, TypeError: A budget that can never certify, or that a header cannot name.
     """
-    check_votes(estimator.n0, estimator.n, estimator.alpha)
-    rule = {"name": "fixed", "n0": estimator.n0, "n": estimator.n, "alpha": estimator.alpha, "bound": "clopper-pearson"}
+    own = Fixed(n0=estimator.n0, n=estimator.n)
+    budget = own if budget is None else budget
+    rule = {**rule_of(budget), "alpha": estimator.alpha, **({"known_labels": True} if known_labels else {})}
+    # up to its first wish for votes: what is unfit about it should say so before there is a ledger
+    task = Task(radius=estimator.noise.radius, alpha=estimator.alpha, label=0 if known_labels else None)
+    next(budget.steps(task), None)
 
     def rows(x: Any, y: Any, names: list[int]) -> Iterator[Row]:
         start = time.perf_counter()
-        for certificate, label in zip(
-            estimator.iter_certificates(x, indices=names, batch_size=batch_size), y, strict=True
-        ):
+        certificates = estimator.iter_certificates(
+            x,
+            indices=names,
+            batch_size=batch_size,
+            # the estimator's own, it certifies one by one where n is large: less is lost when the run is stopped
+            budget=None if budget == own else budget,
+            y=y if known_labels else None,
+        )
+        for certificate, label in zip(certificates, y, strict=True):
             yield row_of(certificate, int(label), round(time.perf_counter() - start, 6))
             start = time.perf_counter()
 
@@ -215,6 +236,8 @@ def _fill(
 ) -> None:
     """Open or continue the ledger and append what `rows` makes of the images that are not in it yet."""
     seed = estimator.seed
+    if estimator.get_params()["input_shape"] is None:
+        estimator.set_params(input_shape=data.input_shape)  # its arithmetic may depend on it
     header = {
         "kind": kind,
         "model": _model_identity(estimator),
@@ -223,7 +246,7 @@ def _fill(
         "data": {"name": data.name, "split": data.split, "images": len(data)},
         "rule": rule,
         "versions": _versions(),
-        "precision": _precision(estimator.device),
+        "precision": estimator.arithmetic,
         "device": _device_name(estimator.device),
     }
     wanted = list(indices)
@@ -255,15 +278,6 @@ def _model_identity(estimator: RandomizedSmoothingPyTorch) -> dict[str, str]:
         "hash": checkpoints.model_hash(estimator.model),
         "structure": f"sha256:{hashlib.sha256(structure.encode()).hexdigest()}",
     }
-
-
-def _precision(device: torch.device) -> str:
-    """What arithmetic a float32 model computes in on `device`: part of what f is."""
-    matmul = torch.get_float32_matmul_precision()
-    precision = "fp32" if matmul == "highest" else f"fp32, matmul {matmul}"
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        precision += ", conv tf32"
-    return precision
 
 
 def _device_name(device: torch.device) -> str:

@@ -243,7 +243,7 @@ def test_a_certificate_comes_back_whole(certificates, stored):
 
 
 @pytest.mark.parametrize("radius", RADII)
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("bound", [name for name in BOUNDS if name != "randomized"])
 @pytest.mark.parametrize("alpha", [0.0001, 0.05])
 def test_another_alpha_bound_or_radius_agrees_with_the_core(certificates, stored, alpha, bound, radius):
     header, rows = stored
