@@ -1,0 +1,69 @@
+"""What commands print: tables, progress, and errors that a user can mend."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+
+def say(text: str) -> None:
+    """A line on standard output."""
+    typer.echo(text)
+
+
+def print_table(paths: list[Path], radii: list[float]) -> None:
+    """Certified accuracy of ledgers at the radii."""
+    from art_rs_plugin.experiments.curve import curve_table, to_markdown
+    from art_rs_plugin.experiments.logs import read_logs
+
+    say(to_markdown(curve_table(read_logs(paths), radii)).rstrip())
+
+
+def print_votes(path: Path, n: int) -> None:
+    """What a ledger whose votes decided how many to draw spent, against `n` votes for every bound."""
+    from art_rs_plugin.experiments.logs import read_log, round_down
+
+    log = read_log(path)
+    mean, fixed = float(log["votes"].mean()), float(log["n0"].mean() + n)
+    say(
+        f"{mean:.0f} votes an image on average, {round_down(fixed / mean, 1)} times fewer than the {fixed:.0f} of fixed"
+    )
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[dict[str, Any], int, int], None]]:
+    """A progress bar with rate and time left, on standard error."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, unit="image", disable=None, smoothing=0.05) as progress:
+
+        def on_row(row: dict[str, Any], done: int, total: int) -> None:
+            if progress.total != total:
+                progress.reset(total)
+                progress.initial = done - 1
+                progress.n = done - 1
+            progress.update()
+
+        yield on_row
+
+
+@contextmanager
+def reported(kept: str) -> Iterator[None]:
+    """Turn what a user can mend into one line on standard error, and Ctrl-C into a way to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = shlex.join(["art-rs", *sys.argv[1:]])
+        typer.echo(f"\nStopped; {kept}. To go on, run the same command again:\n  {again}", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        if isinstance(error, (RuntimeError, ArithmeticError)):
+            typer.echo(f"Stopped; {kept}. The same command goes on from there.", err=True)
+        raise typer.Exit(2) from None
