@@ -42,11 +42,21 @@ class Arithmetic:
             raise ValueError(f"`compile` must be one of 'auto', True, False, got {compile!r}")
         self.compile = compile
         self._device = device
-        self._worth: bool | None = None  # what "auto" comes to
+        self._operations: int | None = None  # of one vote
+        self._failed = False  # whether "auto" has found that there is nothing to compile, or to compile with
         self._program: _Program | None = None
         if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
             name = torch.cuda.get_device_name(device)
             raise ValueError(f'`precision` must be one that the GPU has, got "bf16" on {name}; use "fp16" or "fp32"')
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Arithmetic) and self._settings == other._settings
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def _settings(self) -> tuple[str, bool | str, torch.device]:
+        return self.precision, self.compile, self._device
 
     def as_is(self) -> torch.autocast:
         """A context that casts nothing, whatever surrounds it: for what is computed from logits, and for gradients."""
@@ -60,22 +70,14 @@ class Arithmetic:
         # what is no tensor is somebody else's to refuse
         return logits.float() if isinstance(logits, torch.Tensor) and logits.dtype == dtype else logits
 
-    @property
-    def eager(self) -> bool:
-        """Whether it is settled that nothing is compiled."""
-        return self.compile is False or self._worth is False
-
-    def program(self, model: torch.nn.Module, example: torch.Tensor, votes: int) -> Forward | None:
-        """`model` compiled for batches like `example`, if this is to be; `votes` is what "auto" judges it by.
+    def program(self, model: torch.nn.Module, make_example: Callable[[], torch.Tensor], votes: int) -> Forward | None:
+        """`model` compiled for batches like the example, if this is to be; "auto" judges by an input's `votes`.
 
         :raises RuntimeError: `compile=True`, and the model cannot be compiled, or its compiled form differs from it.
         """
-        if self.eager:
+        if not self._compiles(model, make_example, votes):
             return None
-        if self._worth is None:
-            self._worth = self.compile is True or self._pays(model, example, votes)
-            if not self._worth:
-                return None
+        example = make_example()
         if self._program is None or not self._program.fits(model, example):
             try:
                 self._program = _Program(model, self, example)
@@ -85,26 +87,27 @@ class Arithmetic:
                 if self.compile is True:
                     raise RuntimeError(f"{problem}; pass compile=False") from error
                 warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
-                self._worth = False
+                self._failed = True
                 return None
         return self._program
 
-    def _pays(self, model: torch.nn.Module, example: torch.Tensor, votes: int) -> bool:
-        """Whether the votes of one input are worth a compilation, and there is something to compile with."""
-        from torch.utils.flop_counter import FlopCounterMode
+    def _compiles(self, model: torch.nn.Module, make_example: Callable[[], torch.Tensor], votes: int) -> bool:
+        """Whether to compile: as told, or where so many votes are worth it and there is something to compile with."""
+        if isinstance(self.compile, bool) or self._failed:
+            return self.compile is True
+        if self._operations is None:
+            from torch.utils.flop_counter import FlopCounterMode
 
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.apply(model, example[:2])
-        operations = counter.get_total_flops() // 2
-        if operations * votes < _WORTH_COMPILING.get(self._device.type, float("inf")):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.apply(model, make_example()[:2])
+            self._operations = counter.get_total_flops() // 2
+        if self._operations * votes < _WORTH_COMPILING.get(self._device.type, float("inf")):
             return False
         if self._device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            warnings.warn(
-                "torch finds no C++ compiler (g++, clang++): the model runs eagerly, as with compile=False",
-                stacklevel=2,
-            )
-            return False
-        return True
+            self._failed = True
+            problem = "torch finds no C++ compiler (g++, clang++)"
+            warnings.warn(f"{problem}: the model runs eagerly, as with compile=False", stacklevel=2)
+        return not self._failed
 
 
 def replicas(model: torch.nn.Module, count: int) -> Sequence[torch.nn.Module]:

@@ -67,11 +67,12 @@ class Casting(_Base):
 
     def _program(self, x: torch.Tensor) -> Forward | None:
         """The model compiled for inputs like `x`, if it is to be."""
-        if self._arithmetic.eager:
-            return None
-        batch = example_batch(x, self.noise)
-        with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
-            example = preprocessed(self, batch, False)
+
+        def example() -> torch.Tensor:
+            batch = example_batch(x, self.noise)
+            with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
+                return preprocessed(self, batch, False)
+
         return self._arithmetic.program(self.model, example, self.n)
 
     def _forwards(self, program: Forward | None, count: int) -> list[Forward]:

@@ -179,7 +179,9 @@ class TorchClassifier(PyTorchClassifier):
     def _place(self, device_type: str) -> None:
         """Move model, loss, optimizer and preprocessing to a device of that type."""
         device = torch.device("cpu" if device_type == "cpu" else f"cuda:{torch.cuda.current_device()}")
-        self._arithmetic = Arithmetic(self.precision, self.compile, device)
+        arithmetic = Arithmetic(self.precision, self.compile, device)
+        if arithmetic != getattr(self, "_arithmetic", None):  # else what was compiled stays
+            self._arithmetic = arithmetic
         self._device_type, self._device = device_type, device
         _move(self.model, self.__dict__, device)
 

@@ -118,13 +118,13 @@ class Voting(Casting):
         """Yield what `certificates` returns as it is made and in its order, so that a caller can keep it at once."""
         x = self._inputs(x)
         if budget is None:
-            budget = Fixed(n0=self.n0, n=self.n if n is None else checks.whole("n", n))
+            budget = Fixed(n0=self.n0, n=self.n if n is None else n)
             check_votes(budget.n0, budget.n, self.alpha)
-            at_once = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
-        elif n is None:
-            at_once = _INPUTS_AT_ONCE
-        else:
+        elif n is not None:
             raise ValueError(f"`n` must not be given with a `budget`, which has a number of its own, got {n}")
+        at_once = _INPUTS_AT_ONCE
+        if isinstance(budget, Fixed):
+            at_once = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
         names = _indices(indices, len(x)).tolist()
         labels = [None] * len(x) if y is None else self._labels(y, len(x)).argmax(dim=1).tolist()
         seed = self._call_seed()

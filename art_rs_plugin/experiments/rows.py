@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from art_rs_plugin.core import checks
+from art_rs_plugin.core.bounds import RANDOMIZED
 from art_rs_plugin.core.budgets import BUDGETS, Fixed, Looks, Pilot, PilotCertificate
 from art_rs_plugin.core.certificate import Certificate, VoteCertificate, certify_from_counts
 from art_rs_plugin.core.looks import LooksCertificate, certify_from_looks, spending
@@ -17,8 +18,6 @@ from art_rs_plugin.core.radii import RADII
 Row = dict[str, Any]
 # what a certificate from votes adds to a row, with which it can be bounded anew
 VOTE_KEYS = ("counts", "selected", "p_lower", "p_upper", "n0", "n")
-# bounds that need a number drawn along with the votes, which only the run can draw
-_NEED_UNIFORM = ("randomized",)
 
 
 def rule_of(budget: Any) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def rebound(
         raise ValueError(f"the radius formulas are for gaussian noise, not for {noise['name']!r}")
     _check_row(rule["name"], row)
     bound = rule["bound"] if bound is None else bound
-    if bound in _NEED_UNIFORM and row.get("uniform") is None:
+    if bound in RANDOMIZED and row.get("uniform") is None:
         raise ValueError(
             f"the bound {bound!r} needs the number `uniform` that is drawn along with the votes, and example "
             f"{row['index']} has none: it was certified by another bound"
@@ -114,7 +113,7 @@ def rebound(
         bound=bound,
         index=row["index"],
         seed=header.get("seed"),
-        uniform=row["uniform"] if bound in _NEED_UNIFORM else None,
+        uniform=row["uniform"] if bound in RANDOMIZED else None,
     )
 
 

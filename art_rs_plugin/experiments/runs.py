@@ -26,7 +26,7 @@ from art_rs_plugin.training import OBJECTIVES, Epoch, loader_batches, read_check
 from art_rs_plugin.training import train as train_loop
 
 TRAINING_STATE = "training.pt"
-_IMAGES_AT_ONCE = 64
+_IMAGES_AT_ONCE = 256
 
 Progress = Callable[[Row, int, int], object]
 """Called with each row once it is in the ledger, how many are, and how many will be."""
@@ -167,22 +167,16 @@ def certify(
     :raises LedgerMismatch: `out` is the ledger of another run.
     :raises ValueError, TypeError: A budget that can never certify, or that a header cannot name.
     """
-    own = Fixed(n0=estimator.n0, n=estimator.n)
-    budget = own if budget is None else budget
+    budget = Fixed(n0=estimator.n0, n=estimator.n) if budget is None else budget
     rule = {**rule_of(budget), "alpha": estimator.alpha, **({"known_labels": True} if known_labels else {})}
     # up to its first wish for votes: what is unfit about it should say so before there is a ledger
-    task = Task(radius=estimator.noise.radius, alpha=estimator.alpha, label=0 if known_labels else None)
+    task = Task(radius=estimator.noise.radius, alpha=estimator.alpha, label=0 if known_labels else None, uniform=1.0)
     next(budget.steps(task), None)
 
     def rows(x: Any, y: Any, names: list[int]) -> Iterator[Row]:
         start = time.perf_counter()
         certificates = estimator.iter_certificates(
-            x,
-            indices=names,
-            batch_size=batch_size,
-            # the estimator's own, it certifies one by one where n is large: less is lost when the run is stopped
-            budget=None if budget == own else budget,
-            y=y if known_labels else None,
+            x, indices=names, batch_size=batch_size, budget=budget, y=y if known_labels else None
         )
         for certificate, label in zip(certificates, y, strict=True):
             yield row_of(certificate, int(label), round(time.perf_counter() - start, 6))
