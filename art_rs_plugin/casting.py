@@ -35,28 +35,40 @@ class Casting(_Base):
 
         Compiles f if it is to be. ValueError while `input_shape` is not known.
         """
-        x = self._inputs(torch.zeros(1, *self.input_shape)).to(self.device)
+        self._inputs(torch.zeros(1, *self.input_shape))
+        self._prepare()
         words = [self.precision]
         if torch.get_float32_matmul_precision() != "highest":
             words.append(f"matmul {torch.get_float32_matmul_precision()}")
-        if self.device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        if self._arithmetic.tf32:
             words.append("conv tf32")
-        with mode(self.model, training=False):
-            if self._program(x) is not None:
-                words.append("compiled")
+        if self._arithmetic.program is not None:
+            words.append("compiled")
         return ", ".join(words)
+
+    def _prepare(self) -> None:
+        """Compile f if it is to be and is not yet: at the start of every call that casts votes."""
+
+        def example() -> torch.Tensor:
+            batch = example_batch(torch.full((1, *self.input_shape), 0.5, device=self.device), self.noise)
+            with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
+                return preprocessed(self, batch, False)
+
+        with mode(self.model, training=False), self._arithmetic.as_is():
+            self._arithmetic.prepare(self.model, example, self.n)
 
     def _count(
         self, x: torch.Tensor, requests: Sequence[Request], seed: int, batch_size: int | None
     ) -> NDArray[np.int64]:
-        """Class counts of each request, int64 (len(requests), nb_classes); `x` on the estimator's device."""
+        """Class counts of each request, int64 (len(requests), nb_classes)."""
         if not requests:
             return np.zeros((0, self.nb_classes), dtype=np.int64)
-        with mode(self.model, training=False):
-            program = self._program(x)
-            return count_votes(
-                partial(self._forwards, program),
-                x,
+        program = self._arithmetic.program
+        with mode(self.model, training=False), self._arithmetic.as_is():
+            count = partial(
+                count_votes,
+                self._forwards,
+                x.to(self.device),
                 requests,
                 noise=self.noise,
                 nb_classes=self.nb_classes,
@@ -64,26 +76,28 @@ class Casting(_Base):
                 # a compiled f has rows of its own: another number would be another f, and a minute's work
                 batch_size=self._rows(batch_size if program is None else None, x),
             )
+            try:
+                return count()
+            except Exception:
+                if program is None or not program.stale:
+                    raise
+            self._prepare()  # somebody has reset torch's compiler
+            return count()
 
-    def _program(self, x: torch.Tensor) -> Forward | None:
-        """The model compiled for inputs like `x`, if it is to be."""
-
-        def example() -> torch.Tensor:
-            batch = example_batch(x, self.noise)
-            with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
-                return preprocessed(self, batch, False)
-
-        return self._arithmetic.program(self.model, example, self.n)
-
-    def _forwards(self, program: Forward | None, count: int) -> list[Forward]:
+    def _forwards(self, count: int) -> list[Forward]:
         """`count` functions from inputs to logits that may run side by side, see `votes.Forwards`."""
+        program = self._arithmetic.program
         if program is not None:
             return [lambda x: program(preprocessed(self, x, False))] * count
         return [partial(self._logits, model=model) for model in replicas(self.model, count)]
 
     def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:
         """Noisy copies per forward pass."""
-        return automatic_batch_size(x) if batch_size is None else checks.whole("batch_size", batch_size)
+        return (
+            automatic_batch_size(x.shape[1:], self.device)
+            if batch_size is None
+            else checks.whole("batch_size", batch_size)
+        )
 
     def _call_seed(self) -> int:
         """The estimator's seed, or a fresh one for this call."""

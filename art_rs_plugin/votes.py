@@ -8,6 +8,7 @@ and one batch a worker, whatever the number of votes; counts stay on the device 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -90,13 +91,13 @@ def count_votes(
     return np.ascontiguousarray(result[:, :nb_classes])
 
 
-def automatic_batch_size(x: torch.Tensor) -> int:
-    """Rows of a forward pass where the caller names none, from the size of one input and the kind of device.
+def automatic_batch_size(shape: Sequence[int], device: torch.device) -> int:
+    """Rows of a forward pass where the caller names none, from the shape of one input and the kind of device.
 
     On a CPU one block of 3x32x32 and fewer of larger inputs: beyond that, page faults cost more than rows save.
     """
-    size = max(1, x.shape[1:].numel())
-    if x.device.type == "cpu":
+    size = max(1, math.prod(shape))
+    if device.type == "cpu":
         return int(min(BLOCK, max(32, 2**18 // size)))
     return int(min(2048, max(64, 2**23 // size)))
 
@@ -104,7 +105,7 @@ def automatic_batch_size(x: torch.Tensor) -> int:
 def example_batch(x: torch.Tensor, noise: Gaussian) -> torch.Tensor:
     """What a forward function is given where the batch size is automatic: noisy copies, here of `x[0]`."""
     flat = _flat(x[:1])
-    batch = flat.new_empty((automatic_batch_size(x), *flat.shape[1:]))
+    batch = flat.new_empty((automatic_batch_size(x.shape[1:], x.device), *flat.shape[1:]))
     noise.fill_(batch, seed_generator(torch.Generator(x.device), 0, Purpose.INITIALISATION))
     return _image(batch.add_(flat))
 

@@ -20,10 +20,8 @@ from art_rs_plugin.votes import Request
 
 # Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
 _VOTES_AT_ONCE = 8192
-# Inputs side by side where a budget decides their votes one by one, and how far the first may lag behind the last:
-# certificates come in order, and those that wait for it would be lost with the process.
+# Inputs side by side where a budget decides their votes one by one.
 _INPUTS_AT_ONCE = 32
-_INPUTS_WAITING = 64
 
 
 class CertificationError(RuntimeError):
@@ -122,9 +120,10 @@ class Voting(Casting):
             check_votes(budget.n0, budget.n, self.alpha)
         elif n is not None:
             raise ValueError(f"`n` must not be given with a `budget`, which has a number of its own, got {n}")
-        at_once = _INPUTS_AT_ONCE
+        rows = self._rows(batch_size, x)
+        at_once = max(_INPUTS_AT_ONCE, rows // 8)
         if isinstance(budget, Fixed):
-            at_once = max(1, _VOTES_AT_ONCE // (budget.n0 + budget.n))
+            at_once = max(1, max(_VOTES_AT_ONCE, 8 * rows) // (budget.n0 + budget.n))
         names = _indices(indices, len(x)).tolist()
         labels = [None] * len(x) if y is None else self._labels(y, len(x)).argmax(dim=1).tolist()
         seed = self._call_seed()
@@ -140,6 +139,8 @@ class Voting(Casting):
             )
             for name, label in zip(names, labels, strict=True)
         ]
+        if asked:
+            self._prepare()
         yield from self._side_by_side(x, asked, budget, at_once, seed, batch_size)
 
     def _side_by_side(
@@ -147,7 +148,9 @@ class Voting(Casting):
     ) -> Iterator[VoteCertificate]:
         """Run the budget at so many inputs at once, their next votes cast in packed passes; others follow those done.
 
-        An input that fails costs no earlier one its certificate: its error is raised when its turn comes.
+        Certificates come in order, and those that wait for an earlier one would be lost with the process: the first
+        input may not lag far behind the last. An input that fails costs no earlier one its certificate: its error is
+        raised when its turn comes.
         """
         steps: dict[int, Steps] = {}
         wanted: dict[int, tuple[str, int]] = {}
@@ -155,7 +158,7 @@ class Voting(Casting):
         cast: Counter[tuple[int, str]] = Counter()  # votes so far: a later request goes on where the first stopped
         first = entered = 0
         while first < len(x):
-            while entered < min(len(x), first + _INPUTS_WAITING) and len(wanted) < at_once:
+            while entered < min(len(x), first + 2 * at_once) and len(wanted) < at_once:
                 steps[entered] = budget.steps(tasks[entered])
                 wanted[entered] = next(steps[entered])
                 entered += 1
@@ -164,7 +167,7 @@ class Voting(Casting):
                 Request(at, tasks[row].index, Purpose(purpose), votes, cast[row, purpose])
                 for at, (row, (purpose, votes)) in enumerate(wanted.items())
             ]
-            outcomes = self._counts_or_errors(x[rows].to(self.device), requests, seed, batch_size)
+            outcomes = self._counts_or_errors(x[rows], requests, seed, batch_size)
             for row, request, outcome in zip(rows, requests, outcomes, strict=True):
                 cast[row, request.purpose.value] += request.votes
                 try:
@@ -210,7 +213,8 @@ class Voting(Casting):
         x, n = self._inputs(x), checks.whole("n", n)
         names = _indices(indices, len(x)).tolist()
         requests = [Request(row, name, Purpose.PREDICTION, n) for row, name in enumerate(names)]
-        return self._count(x.to(self.device), requests, self._call_seed(), batch_size)
+        self._prepare()
+        return self._count(x, requests, self._call_seed(), batch_size)
 
     def predict(
         self,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from art_rs_plugin import RandomizedSmoothingPyTorch, arithmetic
+from art_rs_plugin import Looks, RandomizedSmoothingPyTorch, arithmetic
 from art_rs_plugin.experiments import datasets, models
 from art_rs_plugin.experiments.checkpoints import load_weights
 from art_rs_plugin.noise import Purpose
@@ -139,9 +139,9 @@ class TestCompile:
 
     def test_is_compiled_once_for_all_workers_batch_sizes_and_calls(self, published, monkeypatch):
         built = []
-        once = arithmetic._Program._once
+        once = arithmetic.Program._once
         monkeypatch.setattr(
-            arithmetic._Program, "_once", lambda self, *args: built.append(torch.get_num_threads()) or once(self, *args)
+            arithmetic.Program, "_once", lambda self, *args: built.append(torch.get_num_threads()) or once(self, *args)
         )
         model, x = published
         estimator = RandomizedSmoothingPyTorch(model, 0.25, n0=50, n=500, seed=3, compile=True)
@@ -176,6 +176,37 @@ class TestCompile:
         ):
             change()
             assert np.array_equal(estimator.votes(X, 400), smoothed(model, compile=False).votes(X, 400))
+
+    def test_torch_settings_that_change_are_seen(self):
+        estimator = smoothed(compile=True)
+        expected = estimator.votes(X, 300)
+        before = torch.get_float32_matmul_precision()
+        try:
+            for setting in ("high", before):
+                torch.set_float32_matmul_precision(setting)
+                assert np.array_equal(estimator.votes(X, 300), expected)
+            torch.use_deterministic_algorithms(True)
+            assert np.array_equal(estimator.votes(X, 300), expected)
+        finally:
+            torch.set_float32_matmul_precision(before)
+            torch.use_deterministic_algorithms(False)
+        assert np.array_equal(estimator.votes(X, 300), expected)
+
+    def test_torch_may_forget_what_it_compiled(self):
+        estimator = smoothed(compile=True)
+        expected = estimator.votes(X, 300)
+        torch.compiler.reset()
+        assert np.array_equal(estimator.votes(X, 300), expected)
+        assert estimator.arithmetic == "fp32, compiled"
+
+    def test_is_looked_at_once_a_call(self, monkeypatch):
+        estimator = smoothed(compile=True)
+        estimator.certify(X)
+        looks = []
+        fits = arithmetic.Program.fits
+        monkeypatch.setattr(arithmetic.Program, "fits", lambda self, model: looks.append(1) or fits(self, model))
+        estimator.certify(X, budget=Looks(radii=(0.1,), n_max=2_000))
+        assert len(looks) == 1
 
     def test_fitting_is_seen(self):
         model = network()
@@ -263,8 +294,8 @@ class TestRefusals:
             smoothed(Breaks(), compile=True).votes(X, 100)
 
     def test_a_compiled_model_that_differs(self, monkeypatch):
-        compiled = arithmetic._Program._compile
-        monkeypatch.setattr(arithmetic._Program, "_compile", lambda self, x: 1.01 * compiled(self, x))
+        compiled = arithmetic.Program._compile
+        monkeypatch.setattr(arithmetic.Program, "_compile", lambda self, x: 1.01 * compiled(self, x))
         with pytest.raises(RuntimeError, match=r"compiled logits differ from its own by 0\.0"):
             smoothed(compile=True).votes(X, 100)
 
