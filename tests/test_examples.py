@@ -1,11 +1,14 @@
 """Every example runs, quickly, and prints what it promises."""
 
 import re
+import runpy
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -28,3 +31,36 @@ def test_get_started_certifies_and_is_attacked() -> None:
     assert certified[1] > 0.5
     # what is certified beyond the attack's norm cannot fall; the rest does, mostly
     assert attacked < clean - 0.3
+
+
+FAST = EXAMPLES[0].with_name("fast_certification.py")
+
+
+def test_fast_certification_spends_fewer_votes_and_lists_what_differs() -> None:
+    printed = output(FAST)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[0] == "|"]
+    rows = {name: [float(cell) for cell in row] for name, *row in cells[2:]}
+    assert list(rows) == ["Fixed", "Looks", "Fixed, y known", "Looks, y known"]
+    for *shares, votes, seconds in rows.values():
+        assert 1 >= shares[0] >= shares[1] >= shares[2] >= 0
+        assert min(votes, seconds) > 0
+    fixed, looks, fixed_known, looks_known = (row[3] for row in rows.values())
+    assert looks < fixed == 2_100
+    assert looks_known < fixed_known == 2_000  # no votes to select a class
+    fewer = [float(ratio) for ratio in re.findall(r"(\S+) times fewer votes", printed)]
+    assert fewer == pytest.approx([fixed / looks, fixed_known / looks_known], abs=0.06)
+    told = [int(number) for number in re.findall(r"^decided otherwise: (\d+) of 60$", printed, flags=re.MULTILINE)]
+    listed = re.findall(r"^  image \d+ at r = (\S+): (\S+) and (\S+), p_A about", printed, flags=re.MULTILINE)
+    assert sum(told) == len(listed)
+    # columns cannot differ by more images than are listed
+    for one, other, differing in zip(("Fixed", "Fixed, y known"), ("Looks", "Looks, y known"), told, strict=True):
+        assert np.abs(np.subtract(rows[one], rows[other])[:3]).sum() * 20 <= differing + 0.1
+
+
+def test_fast_certification_decides_by_class_and_radius() -> None:
+    names = runpy.run_path(str(FAST))
+    assert names["RADII"] == (0.0, 0.25, 0.5)
+    made = [(3, 0.5), (3, np.nextafter(0.5, 0)), (3, 0.0), (7, 9.0), (-1, 0.0)]
+    certificates = [SimpleNamespace(prediction=prediction, radius=radius) for prediction, radius in made]
+    decided = names["certified"](certificates, np.array([3, 3, 3, 3, 0]))
+    assert decided.tolist() == [[True] * 3, [True, True, False], [True, False, False], [False] * 3, [False] * 3]
