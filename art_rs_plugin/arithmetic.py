@@ -50,12 +50,12 @@ class Arithmetic:
             raise ValueError(f'`precision` must be one that the GPU has, got "bf16" on {name}; use "fp16" or "fp32"')
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Arithmetic) and self._settings == other._settings
+        return isinstance(other, Arithmetic) and self._options == other._options
 
     __hash__ = None  # type: ignore[assignment]
 
     @property
-    def _settings(self) -> tuple[str, bool | str, torch.device]:
+    def _options(self) -> tuple[str, bool | str, torch.device]:
         return self.precision, self.compile, self._device
 
     def as_is(self) -> torch.autocast:
@@ -77,19 +77,19 @@ class Arithmetic:
 
         :raises RuntimeError: `compile=True`, and the model cannot be compiled, or its compiled form differs from it.
         """
-        if not self._compiles(model, make_example, votes):
-            self.program = None
-        elif self.program is None or not self.program.fits(model):
-            self.program = None
-            try:
+        try:
+            if not self._compiles(model, make_example, votes):
+                self.program = None
+            elif self.program is None or not self.program.fits(model):
+                self.program = None  # nothing of a former f is left, should this one fail
                 self.program = Program(model, self, make_example())
-            except Exception as error:
-                said = str(error).strip().partition("\n")[0]  # torch says much more, which the cause holds
-                problem = f"the model cannot be compiled: {type(error).__name__}: {said}"
-                if self.compile is True:
-                    raise RuntimeError(f"{problem}; pass compile=False") from error
-                warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
-                self._failed = True
+        except Exception as error:
+            said = str(error).strip().partition("\n")[0]  # torch says much more, which the cause holds
+            problem = f"the model cannot be compiled: {type(error).__name__}: {said}"
+            if self.compile is True:
+                raise RuntimeError(f"{problem}; pass compile=False") from error
+            warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
+            self._failed = True
 
     @property
     def tf32(self) -> bool:
@@ -136,6 +136,9 @@ def replicas(model: torch.nn.Module, count: int) -> Sequence[torch.nn.Module]:
 
 class Program:
     """A frozen copy of a model, compiled for one shape of batch; on a CPU it may run in several threads at once.
+
+    It sees when weights, buffers, modules or torch's settings change, but not a plain attribute that a forward pass
+    reads: after such a change `set_params(model=model)` makes it anew.
 
     :ivar stale: Whether torch has let go of what it compiled, so that the next use makes it anew.
     """

@@ -106,7 +106,7 @@ class TorchClassifier(PyTorchClassifier):
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, with the checks of the constructor: all of them, or none if one is refused."""
-        before = self.__dict__.copy()
+        before, given = self.__dict__.copy(), set(kwargs)
         try:
             model = kwargs.pop("model", self.model)
             _check_parts(model, kwargs.get("loss", self._loss), kwargs.get("optimizer", self._optimizer))
@@ -116,6 +116,8 @@ class TorchClassifier(PyTorchClassifier):
                 mean, std = kwargs["preprocessing"]
                 kwargs["preprocessing"] = StandardisationMeanStdPyTorch(mean=mean, std=std)
             device_type = _device_type(kwargs.pop("device_type", self._device_type))
+            if given & {"model", "precision", "compile", "preprocessing"}:
+                self.__dict__.pop("_arithmetic", None)  # what was compiled may be another f
             super().set_params(**kwargs)
             self._place(device_type)
             if "nb_classes" in kwargs:
@@ -180,7 +182,7 @@ class TorchClassifier(PyTorchClassifier):
         """Move model, loss, optimizer and preprocessing to a device of that type."""
         device = torch.device("cpu" if device_type == "cpu" else f"cuda:{torch.cuda.current_device()}")
         arithmetic = Arithmetic(self.precision, self.compile, device)
-        if arithmetic != getattr(self, "_arithmetic", None):  # else what was compiled stays
+        if arithmetic != self.__dict__.get("_arithmetic"):  # else what was compiled stays
             self._arithmetic = arithmetic
         self._device_type, self._device = device_type, device
         _move(self.model, self.__dict__, device)

@@ -100,7 +100,7 @@ class Contender:
         self.set_up = time.perf_counter() - start
         x = torch.from_numpy(self.x).to(self.estimator.device)
         # the very function and batch that certify uses
-        self._forward = self.estimator._forwards(self.estimator._program(x), 1)[0]
+        self._forward = self.estimator._forwards(1)[0]
         self._batch = example_batch(x, self.estimator.noise)
         self.rows = len(self._batch)
 
@@ -122,7 +122,8 @@ class Contender:
             for _ in range(self.passes(n)):
                 self._forward(self._batch)
 
-        _alone(loop, self._batch.device)
+        with self.estimator._arithmetic.as_is():
+            _alone(loop, self._batch.device)
 
     def seconds(self, what, n):
         """Seconds of one `what`, "certify" or "forward", with nothing left to do on the device before or after."""

@@ -29,3 +29,17 @@ def data_root() -> Path:
 def reference() -> Path:
     """Folder with `checkpoints` and `certlogs`: published networks and certification logs."""
     return _folder("ART_RS_REFERENCE", "published networks and logs")
+
+
+@pytest.fixture(scope="session")
+def published(reference, data_root):
+    """The published ResNet-20 and four test images: at a noise it was not trained for, so that its votes are split."""
+    from art_rs_plugin.experiments import datasets, models
+    from art_rs_plugin.experiments.checkpoints import load_weights
+
+    data = datasets.load("cifar10", "test", root=data_root)
+    model = models.build(
+        "resnet20", input_shape=data.input_shape, nb_classes=10, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    load_weights(model, reference / "checkpoints" / "akamaster_resnet_cifar10" / "resnet20-12fca82f.th")
+    return model.eval(), data.arrays(range(4))[0]

@@ -12,8 +12,6 @@ from torch import nn
 
 from art_rs_plugin import CertificationError, Looks, RandomizedSmoothingPyTorch
 from art_rs_plugin.arithmetic import replicas
-from art_rs_plugin.experiments import datasets, models
-from art_rs_plugin.experiments.checkpoints import load_weights
 from art_rs_plugin.noise import Gaussian, Purpose, stream
 from art_rs_plugin.votes import BLOCK, Request, count_votes
 
@@ -216,16 +214,10 @@ def plain_counts(model, x, index, votes):
     return counts
 
 
-def test_packed_votes_of_a_trained_network_by_workers_are_the_plain_loops(reference, data_root, threads):
-    """The published ResNet-20 at a noise it was not trained for: its votes are split, so that there is much to miss."""
-    data = datasets.load("cifar10", "test", root=data_root)
-    model = models.build(
-        "resnet20", input_shape=data.input_shape, nb_classes=10, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    )
-    load_weights(model, reference / "checkpoints" / "akamaster_resnet_cifar10" / "resnet20-12fca82f.th")
-    x = torch.from_numpy(data.arrays(range(4))[0])
+def test_packed_votes_of_a_trained_network_by_workers_are_the_plain_loops(published, threads):
+    model, x = published
+    x = torch.from_numpy(x)
     threads(1)
-    model.eval()
     expected = np.stack([plain_counts(model, x[i : i + 1], 3 * i, 200) for i in range(4)])
     assert ((expected > 10).sum(axis=1) >= 2).any()
     estimator = RandomizedSmoothingPyTorch(copy.deepcopy(model), SIGMA, seed=SEED, compile=False)
