@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from art_rs_plugin.arithmetic import replicas
 from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian, fresh_seed
-from art_rs_plugin.preprocessing import preprocessed
+from art_rs_plugin.preprocessing import preprocessed, side_by_side
 from art_rs_plugin.votes import Forward, Request, automatic_batch_size, count_votes, example_batch, mode
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Casting(_Base):
 
     def _forwards(self, count: int) -> list[Forward]:
         """`count` functions from inputs to logits that may run side by side, see `votes.Forwards`."""
-        program = self._arithmetic.program
+        program, count = self._arithmetic.program, count if side_by_side(self) else 1
         if program is not None:
             return [lambda x: program(preprocessed(self, x, False))] * count
         return [partial(self._logits, model=model) for model in replicas(self.model, count)]

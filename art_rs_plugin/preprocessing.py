@@ -24,6 +24,11 @@ def preprocessed(estimator: PyTorchEstimator, x: torch.Tensor, fit: bool) -> tor
     return result
 
 
+def side_by_side(estimator: PyTorchEstimator) -> bool:
+    """Whether several threads may preprocess at once: standardisation keeps nothing of an input, others may."""
+    return all(isinstance(operation, StandardisationMeanStdPyTorch) for operation in estimator.preprocessing_operations)
+
+
 class _OnArrays(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, estimator: PyTorchEstimator, fit: bool) -> torch.Tensor:

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from art.defences.preprocessor import FeatureSqueezing
 from torch import nn
 
 from art_rs_plugin import CertificationError, Looks, RandomizedSmoothingPyTorch
@@ -121,6 +122,9 @@ class Keeps(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = nn.Linear(12, 2)
+        with torch.no_grad():
+            nn.init.zeros_(self.layer.bias)
+            self.layer.weight.copy_(torch.linspace(-1, 1, 24).sin().view(2, 12))
         self.features = None
 
     def forward(self, x):
@@ -170,6 +174,28 @@ class TestReplicas:
         estimator = RandomizedSmoothingPyTorch(model, SIGMA, **options)
         with pytest.warns(UserWarning, match=r"cannot be copied \(TypeError: there is only one\).* one worker"):
             assert estimator.certificates(X) == expected
+
+
+class Halves(FeatureSqueezing):
+    """A defence of ART's that hands its input on through an attribute, and waits in between."""
+
+    def __call__(self, x, y=None):
+        self.kept = x
+        time.sleep(0.002)
+        return super().__call__(self.kept, y)
+
+
+def test_a_defence_that_keeps_things_is_not_shared(threads):
+    model, made = Keeps(), []
+    for number in (1, 3):
+        threads(number)
+        defence = Halves(clip_values=(-3, 3), bit_depth=6)
+        estimator = RandomizedSmoothingPyTorch(
+            model, SIGMA, n0=20, n=700, alpha=0.01, seed=3, preprocessing_defences=defence
+        )
+        made.append(estimator.certificates(X))
+    assert made[0] == made[1]
+    assert any(min(certificate.counts) > 20 for certificate in made[0])
 
 
 class Fails(nn.Module):
