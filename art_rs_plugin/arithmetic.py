@@ -12,6 +12,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,19 +78,19 @@ class Arithmetic:
 
         :raises RuntimeError: `compile=True`, and the model cannot be compiled, or its compiled form differs from it.
         """
-        try:
-            if not self._compiles(model, make_example, votes):
-                self.program = None
-            elif self.program is None or not self.program.fits(model):
-                self.program = None  # nothing of a former f is left, should this one fail
+        if not self._compiles(model, make_example, votes):
+            self.program = None
+        elif self.program is None or not self.program.fits(model):
+            self.program = None  # nothing of a former f is left, should this one fail
+            try:
                 self.program = Program(model, self, make_example())
-        except Exception as error:
-            said = str(error).strip().partition("\n")[0]  # torch says much more, which the cause holds
-            problem = f"the model cannot be compiled: {type(error).__name__}: {said}"
-            if self.compile is True:
-                raise RuntimeError(f"{problem}; pass compile=False") from error
-            warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
-            self._failed = True
+            except Exception as error:
+                said = str(error).strip().partition("\n")[0]  # torch says much more, which the cause holds
+                problem = f"the model cannot be compiled: {type(error).__name__}: {said}"
+                if self.compile is True:
+                    raise RuntimeError(f"{problem}; pass compile=False") from error
+                warnings.warn(f"{problem}; it runs eagerly, as with compile=False", stacklevel=2)
+                self._failed = True
 
     @property
     def tf32(self) -> bool:
@@ -101,11 +102,7 @@ class Arithmetic:
         if isinstance(self.compile, bool) or self._failed:
             return self.compile is True
         if self._operations is None:
-            from torch.utils.flop_counter import FlopCounterMode
-
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.apply(model, make_example()[:2])
-            self._operations = counter.get_total_flops() // 2
+            self._operations = _operations(partial(self.apply, model), make_example()[:2]) // 2
         if self._operations * votes < _WORTH_COMPILING.get(self._device.type, float("inf")):
             return False
         if self._device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
@@ -199,6 +196,18 @@ class Program:
             for _ in range(2 if example.device.type == "cuda" else 0):
                 logits = self(example)  # a CUDA graph is recorded by the second call and replayed from the third on
             return logits.clone()
+
+
+def _operations(function: Forward, x: torch.Tensor) -> int:
+    """Floating-point operations of `function(x)`, as far as torch counts them; 0 where it cannot."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            function(x)
+    except Exception:  # a model that fails will say so when it votes
+        return 0
+    return int(counter.get_total_flops())
 
 
 def _alone(function: Callable[[], Any], device: torch.device) -> Any:

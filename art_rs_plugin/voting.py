@@ -213,7 +213,8 @@ class Voting(Casting):
         x, n = self._inputs(x), checks.whole("n", n)
         names = _indices(indices, len(x)).tolist()
         requests = [Request(row, name, Purpose.PREDICTION, n) for row, name in enumerate(names)]
-        self._prepare()
+        if requests:
+            self._prepare()
         return self._count(x, requests, self._call_seed(), batch_size)
 
     def predict(
