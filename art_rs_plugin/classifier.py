@@ -202,6 +202,14 @@ class TorchClassifier(PyTorchClassifier):
         """Labels for `m` inputs as class distributions: float32 (m, nb_classes), on the estimator's device."""
         return class_distributions(name, y, m, self.nb_classes, self._device)
 
+    def _hard_labels(self, y: Any, m: int, purpose: str) -> torch.Tensor:
+        """Labels of `m` inputs as class indices, int64 (m,): one class each, which `purpose` asks for."""
+        top, labels = self._labels(y, m).max(dim=1)
+        if (top < 1.0).any():
+            row = int(torch.argmin(top))
+            raise ValueError(f"`y` must name one class per input to {purpose}, got {top[row]:.6g} of one at y[{row}]")
+        return labels
+
     def _understand(self, x: torch.Tensor) -> None:
         """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""
         for name, module in self.model.named_modules():

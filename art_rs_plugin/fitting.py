@@ -64,7 +64,7 @@ class Fitting(_Base):
         if not training_mode:
             raise ValueError("`training_mode` must be True, got False")
         x = self._inputs(x).cpu()
-        labels = self._hard_labels(y, len(x)).cpu()
+        labels = self._hard_labels(y, len(x), "fit").cpu()
 
         def batches(seed: int) -> Callable[[int], Iterable[Any]]:
             return loader_batches((x, labels), batch_size, seed, augment=augment, drop_last=drop_last)
@@ -137,22 +137,13 @@ class Fitting(_Base):
         loss: torch.Tensor = self._loss(logits, labels)
         return loss
 
-    def _hard_labels(self, y: Any, m: int) -> torch.Tensor:
-        """Labels as class indices, int64 (m,)."""
-        distribution = self._labels(y, m)
-        top, labels = distribution.max(dim=1)
-        if (top < 1.0).any():
-            row = int(torch.argmin(top))
-            raise ValueError(f"`y` must name one class per input to fit, got {top[row]:.6g} of one at y[{row}]")
-        return labels
-
     def _checked_batches(
         self, generator: DataGenerator | DataLoader[Any], augment: Augment | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """One epoch of a generator's batches, as (float32 inputs, int64 labels)."""
         for x, y in _epoch(generator):
             x = self._inputs(x)
-            labels = self._hard_labels(y, len(x))
+            labels = self._hard_labels(y, len(x), "fit")
             yield x if augment is None else torch.stack([augment(image) for image in x]), labels
 
 

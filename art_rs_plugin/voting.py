@@ -125,7 +125,7 @@ class Voting(Casting):
         if isinstance(budget, Fixed):
             at_once = max(1, max(_VOTES_AT_ONCE, 8 * rows) // (budget.n0 + budget.n))
         names = _indices(indices, len(x)).tolist()
-        labels = [None] * len(x) if y is None else self._labels(y, len(x)).argmax(dim=1).tolist()
+        labels = [None] * len(x) if y is None else self._hard_labels(y, len(x), "certify").tolist()
         seed = self._call_seed()
         asked = [
             Task(

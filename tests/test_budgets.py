@@ -100,6 +100,13 @@ def test_with_known_labels_that_class_is_certified_or_none_and_no_vote_selects()
     assert ((prediction == labels) | ((prediction == -1) & (radius == 0.0))).all()
     with pytest.raises(ValueError, match="`y` must hold classes from 0 to 1, got 2"):
         estimator().certify(X, y=np.full(len(X), 2))
+    with pytest.raises(ValueError, match=r"`y` must name one class per input to certify, got 0.7 of one at y\[0\]"):
+        estimator().certify(X, y=np.tile([0.7, 0.3], (len(X), 1)))
+    with (
+        pytest.warns(UserWarning, match="41 of 41 labels name no class"),
+        pytest.raises(ValueError, match=r"to certify, got 0.5 of one at y\[0\]"),
+    ):
+        estimator().certify(X, y=np.zeros((len(X), 2)))
 
 
 def test_looks_spend_few_votes_where_little_is_to_be_settled():
