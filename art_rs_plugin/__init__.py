@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ABSTAIN": "art_rs_plugin.core.certificate",
+    "AttackEvaluation": "art_rs_plugin.attacks",
     "Certificate": "art_rs_plugin.core.certificate",
     "CertificationError": "art_rs_plugin.voting",
     "Fixed": "art_rs_plugin.core.budgets",
@@ -17,12 +18,19 @@ _WHERE = {
     "Looks": "art_rs_plugin.core.budgets",
     "Pilot": "art_rs_plugin.core.budgets",
     "RandomizedSmoothingPyTorch": "art_rs_plugin.estimator",
+    "SmoothedDDN": "art_rs_plugin.attacks",
+    "SmoothedPGD": "art_rs_plugin.attacks",
     "VoteCertificate": "art_rs_plugin.core.certificate",
+    "evaluate_attack": "art_rs_plugin.attacks",
 }
 
 __all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
+    from art_rs_plugin.attacks import AttackEvaluation as AttackEvaluation
+    from art_rs_plugin.attacks import SmoothedDDN as SmoothedDDN
+    from art_rs_plugin.attacks import SmoothedPGD as SmoothedPGD
+    from art_rs_plugin.attacks import evaluate_attack as evaluate_attack
     from art_rs_plugin.core.budgets import Fixed as Fixed
     from art_rs_plugin.core.budgets import Looks as Looks
     from art_rs_plugin.core.budgets import Pilot as Pilot

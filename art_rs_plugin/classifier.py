@@ -21,6 +21,7 @@ from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
 from art_rs_plugin.inputs import checked_inputs, class_distributions
 from art_rs_plugin.preprocessing import preprocessed
+from art_rs_plugin.smoothed import log_probability
 from art_rs_plugin.votes import ModelOutputError, mode
 
 
@@ -250,6 +251,9 @@ class TorchClassifier(PyTorchClassifier):
         loss = copy.copy(self._loss)
         loss.reduction = "none"
         soft = isinstance(loss, torch.nn.CrossEntropyLoss) and bool((target.amax(dim=1) < 1.0).any())
+        if type(loss) is torch.nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing and not soft:
+            labels = target.argmax(dim=1)
+            return -log_probability(logits, labels).masked_fill(labels == loss.ignore_index, 0.0)
         value: torch.Tensor = loss(logits, target.argmax(dim=1) if self._loss_takes_indices and not soft else target)
         return value.flatten(1).mean(dim=1) if value.ndim > 1 else value
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 
 from art_rs_plugin.classifier import TorchClassifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
 from art_rs_plugin.fitting import Fitting
 from art_rs_plugin.noise import NOISES, Gaussian, NoNoise
-from art_rs_plugin.smoothed import Draws, SmoothedLoss, expected_loss, mean_softmax_gradient, smoothadv
+from art_rs_plugin.smoothed import (
+    Draws,
+    Probe,
+    SmoothedLoss,
+    SmoothedModule,
+    expected_loss,
+    mean_softmax_gradient,
+    smoothadv,
+)
 from art_rs_plugin.votes import mode
 from art_rs_plugin.voting import Voting
 
@@ -104,7 +115,8 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         :param kwargs: Ignored, as by ART's own classifiers: some attacks pass what only others understand.
         :return: (m, *input_shape), float32: a tensor on the estimator's device if `x` is a tensor, else an array.
         """
-        gradient = self._objective(x, y, training_mode, num_samples, objective, base or not sampling, batch_size)[1]
+        draws = self.draws(num_samples, base=base or not sampling)
+        gradient = self.probe(x, y, draws, objective, batch_size, training_mode=training_mode).gradient
         return gradient if isinstance(x, torch.Tensor) else gradient.cpu().numpy()
 
     def compute_loss(
@@ -124,7 +136,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         :return: (m,) or a scalar; a tensor if `x` is a tensor, else an array. Detached from any graph.
         """
         checks.one_of("reduction", reduction, ("none", "mean", "sum"))
-        value = self._objective(x, y, False, num_samples, objective, base, batch_size)[0]
+        value = self.probe(x, y, self.draws(num_samples, base=base), objective, batch_size).value
         value = value if reduction == "none" else getattr(value, reduction)()
         return value if isinstance(x, torch.Tensor) else value.cpu().numpy()
 
@@ -151,29 +163,104 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
             classes = self._labels(label, len(inputs), "label").argmax(dim=1, keepdim=True)
         with mode(self.model, training=training_mode), self._arithmetic.as_is():
             gradient = mean_softmax_gradient(
-                self._logits, inputs, classes, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
+                self._logits,
+                inputs,
+                classes,
+                self.draws(num_samples, base=base),
+                batch_size=self._rows(batch_size, inputs),
             )
         result: np.ndarray[Any, np.dtype[np.float32]] = gradient.cpu().numpy()
         return result
 
-    def _objective(
-        self, x: Any, y: Any, training_mode: bool, num_samples: int, objective: str, base: bool, batch_size: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Value (m,) and gradient (m, *input_shape) of an objective of the smoothed classifier."""
+    def probe(
+        self,
+        x: Any,
+        y: Any,
+        draws: Draws,
+        objective: str = "expected_loss",
+        batch_size: int | None = None,
+        *,
+        training_mode: bool = False,
+    ) -> Probe:
+        """Loss, gradient and votes on given noise draws: for attacks that keep their draws or count their votes.
+
+        Parameters as in `loss_gradient`; order of the draws' random streams is by the rows of `x`.
+
+        :param draws: From `draws`.
+        :return: Tensors on the estimator's device: losses (m,), gradients (m, *input_shape), votes (m, nb_classes).
+        """
         inputs = self._inputs(x).to(self.device)
         labels = self._labels(y, len(inputs))
         chosen = LOSSES[checks.one_of("objective", objective, LOSSES)](self)
         with mode(self.model, training=training_mode), self._arithmetic.as_is():
-            return chosen.value_and_gradient(
-                self._logits, inputs, labels, self._draws(num_samples, base), batch_size=self._rows(batch_size, inputs)
-            )
+            return chosen.probe(self._logits, inputs, labels, draws, batch_size=self._rows(batch_size, inputs))
 
-    def _draws(self, num_samples: int, base: bool) -> Draws:
-        """Noise for one gradient: none for the base classifier, else the next call's own."""
+    def draws(self, num_samples: int, *, base: bool = False, shared: bool = False) -> Draws:
+        """Noise for one gradient, fresh at every call; none for the base classifier.
+
+        :param shared: Whether all rows of a batch meet the same draws.
+        """
         if base:
             return Draws(NoNoise(), count=1, seed=0)
         call, self._gradient_calls = self._gradient_calls, self._gradient_calls + 1
-        return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call)
+        return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call, shared)
+
+    def smoothed_classifier(
+        self, num_samples: int = 32, *, fixed_noise: bool = False, batch_size: int | None = None
+    ) -> PyTorchClassifier:
+        """A plain ART classifier of g for attacks that want logits or rebuild a classifier from its model.
+
+        Its model is x -> log of the mean softmax over noise draws, differentiable in x. Its predictions promise
+        nothing: judge what it helped to find by `evaluate_attack` on this estimator.
+
+        :param num_samples: Noise draws per input and forward pass.
+        :param fixed_noise: Whether all inputs and passes meet the same draws, so that the model is one function of x;
+            an attack may then fit the draws. Fresh ones for every pass otherwise.
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :raises ValueError: `input_shape` or `nb_classes` is not known yet.
+        """
+        if fixed_noise:
+            draws: Callable[[], Draws] = partial(_itself, self.draws(num_samples, shared=True))
+        else:
+            draws = partial(self.draws, checks.whole("num_samples", num_samples))
+        rows = self._rows(batch_size, torch.empty(0, *self.input_shape))
+        return PyTorchClassifier(
+            model=SmoothedModule(self.model, self._logits, draws, batch_size=rows),
+            loss=torch.nn.CrossEntropyLoss(),
+            input_shape=self.input_shape,
+            nb_classes=self.nb_classes,
+            channels_first=self.channels_first,
+            clip_values=self.clip_values,
+            device_type=self._device_type,
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """f, a torch module. ART's attacks get none: they would attack f where g was meant."""
+        self._refuse_attacks()
+        model: torch.nn.Module = super().model
+        return model
+
+    def get_activations(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of a layer of f for inputs, as ART's; refused to ART's attacks, as `model` is."""
+        self._refuse_attacks()
+        return super().get_activations(*args, **kwargs)
+
+    def _predict_framework(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits of f in torch, as ART's; refused to ART's attacks, as `model` is."""
+        self._refuse_attacks()
+        return super()._predict_framework(*args, **kwargs)
+
+    @staticmethod
+    def _refuse_attacks() -> None:
+        """TypeError if an evasion attack of ART is who asks: there is nothing of g in what it would get."""
+        asking = sys._getframe(2)
+        if asking.f_globals.get("__name__", "").startswith("art.attacks.evasion."):
+            attack = type(asking.f_locals.get("self", asking.f_locals.get("estimator"))).__name__
+            raise TypeError(
+                f"{attack} takes the base classifier's model and would attack f, not the smoothed classifier g: give "
+                "it estimator.smoothed_classifier(num_samples=...) instead, and judge by evaluate_attack"
+            )
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -187,3 +274,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         check_votes(self.n0, self.n, self.alpha)
         if self.seed is not None:
             self.seed = checks.whole("seed", self.seed, minimum=0)
+
+
+def _itself(draws: Draws) -> Draws:
+    return draws

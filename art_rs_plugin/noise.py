@@ -29,6 +29,7 @@ class Purpose(str, Enum):
     ESTIMATION = "estimation"
     PREDICTION = "prediction"
     GRADIENT = "gradient"
+    JUDGING = "judging"  # of an attack's outcome, by votes that no attack has seen
     TRAINING = "training"
     SHUFFLING = "shuffling"
     INITIALISATION = "initialisation"

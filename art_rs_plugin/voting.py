@@ -205,14 +205,16 @@ class Voting(Casting):
         *,
         indices: ArrayLike | None = None,
         batch_size: int | None = None,
+        purpose: Purpose = Purpose.PREDICTION,
     ) -> NDArray[np.int64]:
         """How often f names each class on `n` noisy copies of each input: the votes that `predict` decides by.
 
+        :param purpose: Whose noise: votes of different purposes share none, whatever seed and indices.
         :return: int64 (m, nb_classes); each row sums to `n`.
         """
         x, n = self._inputs(x), checks.whole("n", n)
         names = _indices(indices, len(x)).tolist()
-        requests = [Request(row, name, Purpose.PREDICTION, n) for row, name in enumerate(names)]
+        requests = [Request(row, name, purpose, n) for row, name in enumerate(names)]
         if requests:
             self._prepare()
         return self._count(x, requests, self._call_seed(), batch_size)

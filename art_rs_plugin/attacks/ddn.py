@@ -1,0 +1,133 @@
+"""Decoupled direction and norm: the least perturbation that fools the smoothed classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from art_rs_plugin.ascent import NORMS, Decoupled, Look, ascend, per_row
+from art_rs_plugin.attacks.base import Box, SmoothedAttack
+from art_rs_plugin.core import checks
+from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
+
+_DOUBLINGS, _HALVINGS = 5, 12
+
+
+class SmoothedDDN(SmoothedAttack):
+    """DDN (Rony et al. 2019) on the smoothed classifier g: a perturbation of small l2 norm whose class is another.
+
+    Every step follows the gradient and gives the perturbation a norm that shrinks where the draws' votes were fooled
+    and grows where they were not. The votes of a few draws err, and the best of many looks would be the one that erred
+    most: so the length along the direction found is settled by bisection on `num_votes` votes.
+
+    :param estimator: The smoothed classifier.
+    :param max_iter: Steps.
+    :param num_samples: Noise draws per input and step.
+    :param init_eps: Norm to begin with, and length of the first step, in the unit of `x`.
+    :param gamma: By what share a step changes the norm, in (0, 1).
+    :param num_votes: Votes that settle the length.
+    :param overshoot: How much longer than where the most voted class changes the perturbation is made, as a share: at
+        the boundary itself PREDICT abstains.
+    :param objective: "smoothadv" or "expected_loss".
+    :param fixed_noise: Whether an input meets the same draws at every step; fresh ones otherwise.
+    :param targeted: Whether `y` names the classes to reach.
+    :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+    :param verbose: Show a progress bar.
+    :raises ValueError, TypeError: Each with name, rule and value.
+    """
+
+    attack_params = [  # noqa: RUF012
+        *SmoothedAttack.attack_params,
+        "init_eps",
+        "gamma",
+        "num_votes",
+        "overshoot",
+    ]
+
+    def __init__(
+        self,
+        estimator: RandomizedSmoothingPyTorch,
+        *,
+        max_iter: int = 50,
+        num_samples: int = 32,
+        init_eps: float = 1.0,
+        gamma: float = 0.05,
+        num_votes: int = 1_000,
+        overshoot: float = 0.02,
+        objective: str = "smoothadv",
+        fixed_noise: bool = False,
+        targeted: bool = False,
+        batch_size: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.init_eps, self.gamma, self.num_votes, self.overshoot = init_eps, gamma, num_votes, overshoot
+        super().__init__(
+            estimator,
+            max_iter=max_iter,
+            num_samples=num_samples,
+            objective=objective,
+            fixed_noise=fixed_noise,
+            targeted=targeted,
+            batch_size=batch_size,
+            verbose=verbose,
+        )
+
+    def _perturb(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        rows: slice,
+        box: Box,
+        mask: torch.Tensor | None,
+        on_looks: Callable[[int], object],
+    ) -> torch.Tensor:
+        objective = self._objective_for(y, on_looks)
+        best, least = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+
+        def remembering(points: torch.Tensor, step: int) -> Look:
+            nonlocal best, least
+            look = objective(points, step)
+            norm = NORMS[2].length(points - x)
+            better = look.fools & (norm < least) & (norm > 0)
+            best = torch.where(per_row(better, x), points, best)
+            least = torch.where(better, norm, least)
+            return look
+
+        eps = torch.full((len(x),), self.init_eps, device=x.device)
+        last = ascend(
+            x, remembering, Decoupled(eps, self.max_iter, self.gamma), steps=self.max_iter, box=box, mask=mask
+        )
+        direction = torch.where(per_row(least < torch.inf, x), best, last) - x
+        return self._shortest(x, y, direction, box)
+
+    def _shortest(self, x: torch.Tensor, y: torch.Tensor, direction: torch.Tensor, box: Box) -> torch.Tensor:
+        """`x` moved along `direction` as far as it takes to fool the votes; x itself where nothing on the way does."""
+
+        def at(length: torch.Tensor) -> torch.Tensor:
+            points = x + per_row(length, x) * direction
+            return points if box is None else torch.clamp(points, *box)
+
+        def fools(length: torch.Tensor) -> torch.Tensor:
+            votes = self.estimator.votes(at(length), self.num_votes, batch_size=self.batch_size)
+            return self._fooled(torch.from_numpy(votes).to(y.device), y)
+
+        low, high = x.new_zeros(len(x)), x.new_ones(len(x))
+        at_once, fooled = fools(low), fools(high)
+        for _ in range(_DOUBLINGS):
+            if fooled.all():
+                break
+            low, high = torch.where(fooled, low, high), torch.where(fooled, high, 2 * high)
+            fooled = fools(high)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            so_far = fools(middle)
+            low, high = torch.where(so_far, low, middle), torch.where(so_far, middle, high)
+        return at(torch.where(fooled & ~at_once, (1 + self.overshoot) * high, torch.zeros_like(high)))
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        self.init_eps = checks.positive("init_eps", self.init_eps)
+        self.gamma = checks.in_unit_interval("gamma", self.gamma)
+        self.num_votes = checks.whole("num_votes", self.num_votes)
+        self.overshoot = checks.non_negative("overshoot", self.overshoot)
