@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 
 def checked_inputs(x: Any, input_shape: tuple[int, ...] | None) -> torch.Tensor:
@@ -88,3 +89,19 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
     return torch.from_numpy(
         np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements=["C", "W"])
     )
+
+
+def checked_indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:
+    """Names of `m` inputs' noise streams: different whole numbers of at least 0."""
+    if indices is None:
+        return np.arange(m)
+    names = np.asarray(indices)
+    if names.shape != (m,) or (m and names.dtype.kind not in "iu"):
+        raise ValueError(f"`indices` must be {m} whole numbers, got shape {names.shape} and dtype {names.dtype}")
+    if m and not 0 <= int(names.min()) <= int(names.max()) < 2**63:
+        raise ValueError(f"`indices` must be in [0, 2^63), got {names.min()} to {names.max()}")
+    values, times = np.unique(names, return_counts=True)
+    if len(values) < m:
+        twice = values[times > 1][0]
+        raise ValueError(f"`indices` must differ: inputs of one index would share their noise, got {twice} twice")
+    return names.astype(np.int64)

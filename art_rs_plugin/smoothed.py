@@ -12,7 +12,7 @@ bounded by `batch_size` whatever m is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -20,7 +20,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from art_rs_plugin.noise import Noise, Purpose, seed_generator
-from art_rs_plugin.votes import BLOCK, Forward, mode
+from art_rs_plugin.votes import BLOCK, Forward, Forwards, mode
+from art_rs_plugin.workers import Work, side_by_side
 
 PerDraw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits (rows, classes), labels (rows, ...)) -> one value per row (rows,)."""
@@ -31,6 +32,7 @@ class Draws:
     """`count` noise draws for each of a batch's rows, a function of (seed, call, row, draw) alone.
 
     :param shared: Whether all rows meet the same draws, so that what is made of a row does not depend on its place.
+    :param names: Numbers that stand for the rows in their streams' names; their places if None.
     """
 
     noise: Noise
@@ -38,6 +40,7 @@ class Draws:
     seed: int
     call: int = 0
     shared: bool = False
+    names: tuple[int, ...] | None = None
 
     def chunks(self, x: torch.Tensor, rows: range, most: int) -> Iterator[torch.Tensor]:
         """Noise for `x[rows]`, shape (len(rows), k, *x.shape[1:]) with k at most `most`, until `count` are drawn."""
@@ -52,7 +55,8 @@ class Draws:
     def block(self, x: torch.Tensor, rows: range, start: int) -> torch.Tensor:
         """The block of draws from `start` on for `x[rows]`, (len(rows), at most BLOCK, *x.shape[1:])."""
         generator = torch.Generator(x.device)
-        named = [0] if self.shared else rows
+        named: Sequence[int] = rows if self.names is None else [self.names[row] for row in rows]
+        named = [0] if self.shared else named
         noise = torch.empty((len(named), min(self.count, BLOCK), *x.shape[1:]), dtype=x.dtype, device=x.device)
         for row, of_row in zip(named, noise, strict=True):
             self.noise.fill_(of_row, seed_generator(generator, self.seed, Purpose.GRADIENT, self.call, row, start))
@@ -101,20 +105,31 @@ class SmoothedLoss:
     per_draw: PerDraw
     log_mean_exp: bool
 
-    def probe(self, forward: Forward, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int) -> Probe:
+    def probe(self, forwards: Forwards, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int) -> Probe:
         """Value, gradient and votes for every row of `x`, each row by itself (no division by the number of rows).
 
-        :param x: (m, *shape) in input coordinates; noise is added to it before `forward`.
+        :param forwards: Of f, one for every worker; on a CPU every torch thread is one, if there are rows enough.
+        :param x: (m, *shape) in input coordinates; noise is added to it before f.
         :param y: (m, ...) labels as `per_draw` takes them.
         :param batch_size: Noisy copies per forward pass, at most.
         """
         if not len(x):
             return Probe(x.new_zeros(0), torch.zeros_like(x), x.new_zeros((0, 0), dtype=torch.int64))
-        parts = [
-            self._probe_rows(forward, x[rows.start : rows.stop].detach(), y[rows.start : rows.stop], chunks)
-            for rows, chunks in _chunked(x, draws, batch_size)
-        ]
-        value, gradient, votes = (torch.cat(part) for part in zip(*parts, strict=True))
+        groups = _groups(len(x), draws, batch_size)
+        threads = torch.get_num_threads() if x.device.type == "cpu" else 1
+        functions, work = forwards(max(1, min(threads, len(groups)))), Work(iter(groups))
+
+        def run(forward: Forward) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+            done = {}
+            for rows in work:
+                chunks, here = draws.chunks(x, rows, max(1, batch_size // len(rows))), slice(rows.start, rows.stop)
+                with torch.enable_grad():
+                    done[rows.start] = self._probe_rows(forward, x[here].detach(), y[here], chunks)
+            return done
+
+        made = side_by_side(functions, run, work, threads) if len(functions) > 1 else [run(functions[0])]
+        parts = {start: part for done in made for start, part in done.items()}
+        value, gradient, votes = map(torch.cat, zip(*(parts[rows.start] for rows in groups), strict=True))
         if self.log_mean_exp:
             return Probe(math.log(draws.count) - value, -gradient, votes)
         return Probe(value / draws.count, gradient / draws.count, votes)
@@ -151,9 +166,9 @@ def mean_softmax_gradient(
     :return: (m, k, *shape).
     """
     gradients = x.new_zeros((*classes.shape, *x.shape[1:]))
-    for rows, chunks in _chunked(x, draws, batch_size):
+    for rows in _groups(len(x), draws, batch_size):
         here = slice(rows.start, rows.stop)
-        for noise in chunks:
+        for noise in draws.chunks(x, rows, max(1, batch_size // len(rows))):
             clean = x[here].detach().requires_grad_(True)
             logits, repeated = _logits_and_labels(forward, clean, classes[here], noise)
             probability = torch.softmax(logits, dim=1).gather(1, repeated)
@@ -218,12 +233,10 @@ class SmoothedModule(torch.nn.Module):
         return torch.logsumexp(torch.log_softmax(logits, dim=1).view(*noise.shape[:2], -1), dim=1)
 
 
-def _chunked(x: torch.Tensor, draws: Draws, batch_size: int) -> Iterator[tuple[range, Iterator[torch.Tensor]]]:
-    """Rows of `x` in groups, and the groups' noise in chunks, at most `batch_size` noisy copies at a time."""
+def _groups(m: int, draws: Draws, batch_size: int) -> list[range]:
+    """`m` rows in groups, of which a block of draws each makes at most `batch_size` noisy copies, where it can."""
     group = max(1, batch_size // min(draws.count, BLOCK))
-    for start in range(0, len(x), group):
-        rows = range(start, min(start + group, len(x)))
-        yield rows, draws.chunks(x, rows, max(1, batch_size // len(rows)))
+    return [range(start, min(start + group, m)) for start in range(0, m, group)]
 
 
 def _logits_and_labels(

@@ -15,6 +15,7 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.budgets import Budget, Fixed, Steps, Task
 from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.core.records import ABSTAIN, VoteCertificate, check_votes
+from art_rs_plugin.inputs import checked_indices
 from art_rs_plugin.noise import Purpose, uniform
 from art_rs_plugin.votes import Request
 
@@ -124,7 +125,7 @@ class Voting(Casting):
         at_once = max(_INPUTS_AT_ONCE, rows // 8)
         if isinstance(budget, Fixed):
             at_once = max(1, max(_VOTES_AT_ONCE, 8 * rows) // (budget.n0 + budget.n))
-        names = _indices(indices, len(x)).tolist()
+        names = checked_indices(indices, len(x)).tolist()
         labels = [None] * len(x) if y is None else self._hard_labels(y, len(x), "certify").tolist()
         seed = self._call_seed()
         asked = [
@@ -213,7 +214,7 @@ class Voting(Casting):
         :return: int64 (m, nb_classes); each row sums to `n`.
         """
         x, n = self._inputs(x), checks.whole("n", n)
-        names = _indices(indices, len(x)).tolist()
+        names = checked_indices(indices, len(x)).tolist()
         requests = [Request(row, name, purpose, n) for row, name in enumerate(names)]
         if requests:
             self._prepare()
@@ -257,19 +258,3 @@ class Voting(Casting):
         result: NDArray[np.float32] = self._apply_postprocessing(preds=one_hot, fit=False)
         result[one_hot.sum(axis=1) == 0.0] = 0.0  # a postprocessor must not make a class of an abstention
         return result
-
-
-def _indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:
-    """Names of `m` inputs' noise streams: different whole numbers of at least 0."""
-    if indices is None:
-        return np.arange(m)
-    names = np.asarray(indices)
-    if names.shape != (m,) or (m and names.dtype.kind not in "iu"):
-        raise ValueError(f"`indices` must be {m} whole numbers, got shape {names.shape} and dtype {names.dtype}")
-    if m and not 0 <= int(names.min()) <= int(names.max()) < 2**63:
-        raise ValueError(f"`indices` must be in [0, 2^63), got {names.min()} to {names.max()}")
-    values, times = np.unique(names, return_counts=True)
-    if len(values) < m:
-        twice = values[times > 1][0]
-        raise ValueError(f"`indices` must differ: inputs of one index would share their noise, got {twice} twice")
-    return names.astype(np.int64)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from art.attacks.evasion import ProjectedGradientDescent
 
-from art_rs_plugin import GaussianAugmentationTrainer, RandomizedSmoothingPyTorch
+from art_rs_plugin import GaussianAugmentationTrainer, RandomizedSmoothingPyTorch, evaluate_attack
 from art_rs_plugin.experiments import datasets
 
 
@@ -37,15 +37,13 @@ def main() -> None:
     for r in (0.0, 0.25, 0.5):
         print(f"certified accuracy at radius {r:.2f}: {np.mean((prediction == y_test) & (radius >= r)):.2f}")
 
-    # 5. Attack the smoothed classifier with ART, at a norm beyond most of those radii, and judge by PREDICT. Pass y:
-    #    ART would else derive it from predict, where an abstention names no class.
+    # 5. Attack the smoothed classifier with ART, at a norm beyond most of those radii, and judge by PREDICT on votes
+    #    it has not seen. Pass y: ART would else derive it from predict, where an abstention names no class.
     attack = ProjectedGradientDescent(estimator, norm=2, eps=1.0, eps_step=0.25, max_iter=10, verbose=False)
     x_adversarial = attack.generate(x_test, y=y_test)
-    for name, x in (("clean", x_test), ("attacked", x_adversarial)):
-        votes_for = estimator.predict(x)
-        named = votes_for.sum(axis=1) > 0  # a zero row is an abstention: no argmax over it
-        right = named & (votes_for.argmax(axis=1) == y_test)
-        print(f"{name}: {right.mean():.2f} right, {(~named).mean():.2f} abstained")
+    judged = evaluate_attack(estimator, x_test, x_adversarial, y_test)
+    print(f"clean: {judged.clean_right.value:.2f} right")
+    print(f"attacked: {judged.right.value:.2f} right and {judged.abstain.value:.2f} abstaining")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from torch import nn
 
 from art_rs_plugin import RandomizedSmoothingPyTorch
 
-D = 3072
 SIGMA = 0.25
 
 
@@ -18,9 +17,9 @@ class Plane(nn.Module):
     in its phase and independent of w.x, and a sine is as often positive as negative.
     """
 
-    def __init__(self, offset: float = 0.0, ripple: float = 0.0, omega: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, d: int, offset: float, ripple: float = 0.0, omega: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
-        directions = np.linalg.qr(np.random.default_rng(0).normal(size=(D, 2)))[0].T
+        directions = np.linalg.qr(np.random.default_rng(0).normal(size=(d, 2)))[0].T
         self.w = nn.Parameter(torch.tensor(directions[0], dtype=torch.float32), requires_grad=False)
         self.v = nn.Parameter(torch.tensor(directions[1], dtype=torch.float32), requires_grad=False)
         self.offset, self.ripple, self.omega, self.scale = offset, ripple, omega, scale
@@ -39,16 +38,16 @@ class Plane(nn.Module):
         return norm.cdf(self.margin(x) / SIGMA)
 
 
-def plane(margin: float, seed: int | None = 0, clip_values=None, **options):
-    """-> (network, its smoothed estimator), with x = 0 at that margin in class 1."""
-    model = Plane(offset=margin, **options)
+def plane(margin: float, seed: int | None = 0, clip_values=None, size: int = 32, **options):
+    """-> (network, its smoothed estimator) for images 3 x size x size, with x = 0 at that margin in class 1."""
+    model = Plane(3 * size * size, margin, **options)
     return model, RandomizedSmoothingPyTorch(
-        model, SIGMA, seed=seed, input_shape=(3, 32, 32), nb_classes=2, device_type="cpu", clip_values=clip_values
+        model, SIGMA, seed=seed, input_shape=(3, size, size), nb_classes=2, device_type="cpu", clip_values=clip_values
     )
 
 
-def zeros(m: int) -> np.ndarray:
-    return np.zeros((m, 3, 32, 32), dtype=np.float32)
+def zeros(m: int, size: int = 32) -> np.ndarray:
+    return np.zeros((m, 3, size, size), dtype=np.float32)
 
 
 def cosine(delta, direction) -> np.ndarray:

@@ -37,11 +37,11 @@ def run(*arguments: str, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the examples of train, certify, predict and curve have run, in that order."""
+    """A folder in which the examples of the help have run, in an order in which each finds what it needs."""
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("train", "certify", "predict", "curve"):
+        for name in ("train", "certify", "predict", "curve", "attack", "tightness"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
@@ -88,6 +88,30 @@ def test_the_example_of_predict_agrees_with_its_ledger(folder: Path) -> None:
 def test_the_example_of_curve_writes_table_and_pictures(folder: Path) -> None:
     assert sorted(path.suffix for path in (folder / "curves").iterdir()) == [".csv", ".md", ".png", ".svg"]
     assert "r = 0.25" in (folder / "curve.txt").read_text()
+
+
+def test_the_example_of_attack_agrees_with_its_ledger(folder: Path) -> None:
+    header, rows = read_ledger(folder / "attack.jsonl")
+    assert (header["kind"], header["rule"]["eps"], len(rows)) == ("attack", 0.5, 20)
+    assert all(row["l2"] <= 0.5 * (1 + 1e-5) and row["leaves"] == row["label"] for row in rows)
+    right = sum(row["prediction"] == row["label"] for row in rows) / 20
+    assert f"| right after it | {right:.3f} [" in (folder / "attack.txt").read_text()
+    assert right < sum(row["clean"] == row["label"] for row in rows) / 20
+
+
+def test_the_example_of_tightness_attacks_every_certificate(folder: Path) -> None:
+    certified = {row["index"]: row for row in read_ledger(folder / "digits.jsonl")[1] if row["prediction"] >= 0}
+    for times in (1, 1.5, 2):
+        rows = read_ledger(folder / f"tightness/times-{times:g}.jsonl")[1]
+        assert [row["index"] for row in rows] == sorted(certified)
+        for row in rows:
+            assert row["eps"] == times * certified[row["index"]]["radius"]
+            assert row["leaves"] == certified[row["index"]]["prediction"]
+    table = (folder / "tightness/tightness.csv").read_text().splitlines()
+    assert table[0] == "times,images,adversarial,low,high,abstain"
+    assert table[1].startswith(f"1.0,{len(certified)},0.0,"), "no adversarial example within the radius"
+    assert "| adversarial |" in (folder / "tightness.txt").read_text()
+    assert (folder / "tightness/tightness.svg").exists()
 
 
 def test_certify_again_does_nothing_and_asking_for_more_goes_on(here: Path) -> None:

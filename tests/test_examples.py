@@ -64,3 +64,14 @@ def test_fast_certification_decides_by_class_and_radius() -> None:
     certificates = [SimpleNamespace(prediction=prediction, radius=radius) for prediction, radius in made]
     decided = names["certified"](certificates, np.array([3, 3, 3, 3, 0]))
     assert decided.tolist() == [[True] * 3, [True, True, False], [True, False, False], [False] * 3, [False] * 3]
+
+
+def test_security_curve_lies_above_what_is_certified() -> None:
+    printed = output(EXAMPLES[0].with_name("security_curve.py"))
+    rows = [[float(cell) for cell in line.strip("| ").split("|")] for line in printed.splitlines()[3:]]
+    assert [row[0] for row in rows] == [0.25, 0.5, 0.75, 1.0]
+    for _, by_art, right, abstaining, wrong, certified in rows:
+        assert right + abstaining + wrong == pytest.approx(1.0, abs=0.002)
+        assert certified <= right
+        assert certified <= by_art
+    assert rows[-1][4] > 0.5, "beyond the radii the attack succeeds"

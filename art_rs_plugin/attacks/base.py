@@ -4,22 +4,45 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
+from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from art_rs_plugin.ascent import Look, Objective
 from art_rs_plugin.core import checks
 from art_rs_plugin.estimator import LOSSES, RandomizedSmoothingPyTorch
-from art_rs_plugin.inputs import as_tensor
+from art_rs_plugin.inputs import as_tensor, checked_indices
+from art_rs_plugin.smoothed import Draws
 
 # Inputs that are attacked side by side; noisy copies are bounded by `batch_size`.
 _AT_ONCE = 256
 
-Box = tuple[torch.Tensor, torch.Tensor] | None
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the inputs of an attack, on the estimator's device.
+
+    :param x: (m, *shape).
+    :param y: int64 (m,), classes to leave or to reach.
+    :param rows: Which of all inputs they are.
+    :param names: Of their noise streams, (m,).
+    :param box: Least and greatest value of every coordinate.
+    :param mask: (m, *shape).
+    :param on_looks: To be told how many inputs were looked at.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    rows: slice
+    names: NDArray[np.int64]
+    box: tuple[torch.Tensor, torch.Tensor] | None
+    mask: torch.Tensor | None
+    on_looks: Callable[[int], object]
 
 
 class SmoothedAttack(EvasionAttack):
@@ -64,13 +87,17 @@ class SmoothedAttack(EvasionAttack):
         self.fixed_noise, self.targeted, self.batch_size, self.verbose = fixed_noise, targeted, batch_size, verbose
         self._check_params()
 
-    def generate(self, x: Any, y: Any = None, *, mask: Any = None, **kwargs: Any) -> Any:
+    def generate(
+        self, x: Any, y: Any = None, *, mask: Any = None, indices: ArrayLike | None = None, **kwargs: Any
+    ) -> Any:
         """Perturb `x`.
 
         :param x: Inputs (m, *input_shape) within the estimator's `clip_values`, array or tensor.
         :param y: Labels, (m,) indices or (m, nb_classes) one-hot: the true classes, or those to reach. If None, the
             most voted ones, which an attack that is to be judged by true labels should not rely on.
         :param mask: Broadcast to `x`: only where it is not zero `x` is perturbed, and as far as it says.
+        :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None. With
+            a seed, what becomes of an input follows from it, its index and the estimator's `gradient_calls`.
         :param kwargs: Ignored, as by ART's own attacks.
         :return: float32 (m, *input_shape) within `clip_values`: a tensor if `x` is one, else an array.
         :raises ValueError: No `y` for a targeted attack, `x` outside `clip_values`, or unfit labels, mask or eps.
@@ -84,20 +111,23 @@ class SmoothedAttack(EvasionAttack):
         else:
             labels = torch.from_numpy(self.estimator.predict(inputs, is_abstain=False).argmax(axis=1))
         labels = labels.to(self.estimator.device)
-        box, where = self._box(inputs), self._mask(mask, inputs)
+        box, where, names = self._box(inputs), self._mask(mask, inputs), checked_indices(indices, m)
+        calls = self.estimator.gradient_calls
         made = []
         with tqdm(total=m * self._steps, desc=type(self).__name__, disable=not self.verbose, unit="step") as bar:
             for start in range(0, m, _AT_ONCE):
                 rows = slice(start, start + _AT_ONCE)
-                here = inputs[rows].to(self.estimator.device)
-                perturbed = self._perturb(
-                    here,
-                    labels[rows],
-                    rows,
-                    None if box is None else (box[0].to(here), box[1].to(here)),
-                    None if where is None else where[rows].to(here),
-                    lambda count: bar.update(count),
+                self.estimator.gradient_calls = calls  # other inputs: their names keep their noise apart
+                batch = Batch(
+                    x=inputs[rows].to(self.estimator.device),
+                    y=labels[rows],
+                    rows=rows,
+                    names=names[rows],
+                    box=box,
+                    mask=None if where is None else where[rows].to(self.estimator.device),
+                    on_looks=bar.update,
                 )
+                perturbed = self._perturb(batch)
                 made.append(perturbed if isinstance(x, torch.Tensor) else perturbed.cpu())
         result = torch.cat(made) if made else inputs.clone()
         return result if isinstance(x, torch.Tensor) else result.numpy()
@@ -108,27 +138,23 @@ class SmoothedAttack(EvasionAttack):
         return self.max_iter
 
     @abstractmethod
-    def _perturb(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        rows: slice,
-        box: Box,
-        mask: torch.Tensor | None,
-        on_looks: Callable[[int], object],
-    ) -> torch.Tensor:
-        """Perturbed `x`, some rows of what `generate` was given."""
+    def _perturb(self, batch: Batch) -> torch.Tensor:
+        """The batch's inputs, perturbed."""
 
-    def _objective_for(self, y: torch.Tensor, on_looks: Callable[[int], object]) -> Objective:
-        """What to ascend for labels `y`."""
+    def _objective_of(self, batch: Batch) -> Objective:
+        """What to ascend."""
         sign = -1.0 if self.targeted else 1.0
-        kept = self.estimator.draws(self.num_samples) if self.fixed_noise else None
+
+        def draw() -> Draws:
+            return self.estimator.draws(self.num_samples, indices=batch.names)
+
+        kept = draw() if self.fixed_noise else None
 
         def objective(points: torch.Tensor, step: int) -> Look:
-            draws = self.estimator.draws(self.num_samples) if kept is None else kept
-            value, gradient, votes = self.estimator.probe(points, y, draws, self.objective, self.batch_size)
-            on_looks(len(points))
-            return Look(sign * value, sign * gradient, self._fooled(votes, y))
+            draws = draw() if kept is None else kept
+            value, gradient, votes = self.estimator.probe(points, batch.y, draws, self.objective, self.batch_size)
+            batch.on_looks(len(points))
+            return Look(sign * value, sign * gradient, self._fooled(votes, batch.y))
 
         return objective
 
@@ -137,7 +163,7 @@ class SmoothedAttack(EvasionAttack):
         of_label, most = votes.gather(1, y[:, None])[:, 0], votes.amax(dim=1)
         return of_label == most if self.targeted else of_label < most
 
-    def _box(self, x: torch.Tensor) -> Box:
+    def _box(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The estimator's clip values, for images and never for their noisy copies."""
         if self.estimator.clip_values is None:
             return None
@@ -152,7 +178,7 @@ class SmoothedAttack(EvasionAttack):
                 f"`x` must lie within the estimator's `clip_values` = {self.estimator.clip_values}, got values from "
                 f"{x[row].min():.6g} to {x[row].max():.6g} in x[{row}]"
             )
-        return low, high
+        return low.to(self.estimator.device), high.to(self.estimator.device)
 
     @staticmethod
     def _mask(mask: Any, x: torch.Tensor) -> torch.Tensor | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from art_rs_plugin.ascent import NORMS, Decoupled, Look, ascend, per_row
-from art_rs_plugin.attacks.base import Box, SmoothedAttack
+from art_rs_plugin.attacks.base import Batch, SmoothedAttack
 from art_rs_plugin.core import checks
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 
@@ -73,16 +71,8 @@ class SmoothedDDN(SmoothedAttack):
             verbose=verbose,
         )
 
-    def _perturb(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        rows: slice,
-        box: Box,
-        mask: torch.Tensor | None,
-        on_looks: Callable[[int], object],
-    ) -> torch.Tensor:
-        objective = self._objective_for(y, on_looks)
+    def _perturb(self, batch: Batch) -> torch.Tensor:
+        x, objective = batch.x, self._objective_of(batch)
         best, least = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
 
         def remembering(points: torch.Tensor, step: int) -> Look:
@@ -95,24 +85,22 @@ class SmoothedDDN(SmoothedAttack):
             return look
 
         eps = torch.full((len(x),), self.init_eps, device=x.device)
-        last = ascend(
-            x, remembering, Decoupled(eps, self.max_iter, self.gamma), steps=self.max_iter, box=box, mask=mask
-        )
-        direction = torch.where(per_row(least < torch.inf, x), best, last) - x
-        return self._shortest(x, y, direction, box)
+        mover = Decoupled(eps, self.max_iter, self.gamma)
+        last = ascend(x, remembering, mover, steps=self.max_iter, box=batch.box, mask=batch.mask)
+        return self._shortest(batch, torch.where(per_row(least < torch.inf, x), best, last) - x)
 
-    def _shortest(self, x: torch.Tensor, y: torch.Tensor, direction: torch.Tensor, box: Box) -> torch.Tensor:
-        """`x` moved along `direction` as far as it takes to fool the votes; x itself where nothing on the way does."""
+    def _shortest(self, batch: Batch, direction: torch.Tensor) -> torch.Tensor:
+        """The inputs moved along `direction` as far as it takes to fool the votes; or not at all."""
 
         def at(length: torch.Tensor) -> torch.Tensor:
-            points = x + per_row(length, x) * direction
-            return points if box is None else torch.clamp(points, *box)
+            points = batch.x + per_row(length, batch.x) * direction
+            return points if batch.box is None else torch.clamp(points, *batch.box)
 
         def fools(length: torch.Tensor) -> torch.Tensor:
-            votes = self.estimator.votes(at(length), self.num_votes, batch_size=self.batch_size)
-            return self._fooled(torch.from_numpy(votes).to(y.device), y)
+            votes = self.estimator.votes(at(length), self.num_votes, indices=batch.names, batch_size=self.batch_size)
+            return self._fooled(torch.from_numpy(votes).to(batch.y.device), batch.y)
 
-        low, high = x.new_zeros(len(x)), x.new_ones(len(x))
+        low, high = batch.x.new_zeros(len(batch.x)), batch.x.new_ones(len(batch.x))
         at_once, fooled = fools(low), fools(high)
         for _ in range(_DOUBLINGS):
             if fooled.all():

@@ -31,6 +31,14 @@ class Share(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def share(which: NDArray[np.bool_], confidence: float) -> Share:
+    """The share of inputs of which something is true, bool (m,); without any, it is unknown."""
+    if not len(which):
+        return Share(float("nan"), 0.0, 1.0)
+    low, high = proportion_confint(int(which.sum()), len(which), alpha=1 - confidence, method="beta")
+    return Share(float(which.mean()), float(low), float(high))
+
+
 @dataclass(frozen=True)
 class AttackEvaluation:
     """What PREDICT says of m inputs before and after an attack.
@@ -38,6 +46,7 @@ class AttackEvaluation:
     :param labels: int64 (m,), the true classes.
     :param clean: int64 (m,), predictions at the inputs; -1 is an abstention.
     :param attacked: int64 (m,), predictions at what the attack made of them.
+    :param counts: int64 (m, nb_classes), the votes after the attack.
     :param l2: float64 (m,), norms of the perturbations, and `linf` their largest coordinates.
     :param n: Votes of each prediction.
     :param alpha: Probability that a prediction is not g's, at most.
@@ -47,6 +56,7 @@ class AttackEvaluation:
     labels: NDArray[np.int64]
     clean: NDArray[np.int64]
     attacked: NDArray[np.int64]
+    counts: NDArray[np.int64]
     l2: NDArray[np.float64]
     linf: NDArray[np.float64]
     n: int
@@ -80,10 +90,7 @@ class AttackEvaluation:
         return self._share(((self.attacked != self.labels) & (self.attacked != ABSTAIN))[was])
 
     def _share(self, which: NDArray[np.bool_]) -> Share:
-        if not len(which):
-            return Share(float("nan"), 0.0, 1.0)
-        low, high = proportion_confint(int(which.sum()), len(which), alpha=1 - self.confidence, method="beta")
-        return Share(float(which.mean()), float(low), float(high))
+        return share(which, self.confidence)
 
     def __str__(self) -> str:
         """A table in Markdown."""
@@ -135,15 +142,19 @@ def evaluate_attack(
                 f"them by {beyond:.6g}"
             )
 
-    def predictions(inputs: torch.Tensor) -> NDArray[np.int64]:
-        counts = estimator.votes(inputs, n, indices=indices, batch_size=batch_size, purpose=Purpose.JUDGING)
+    def votes(inputs: torch.Tensor) -> NDArray[np.int64]:
+        return estimator.votes(inputs, n, indices=indices, batch_size=batch_size, purpose=Purpose.JUDGING)
+
+    def predictions(counts: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([predict_from_counts(row, alpha) for row in counts], dtype=np.int64)
 
+    counts = votes(after)
     delta = after.double() - before.double()
     return AttackEvaluation(
         labels=labels,
-        clean=predictions(before),
-        attacked=predictions(after),
+        clean=predictions(votes(before)),
+        attacked=predictions(counts),
+        counts=counts,
         l2=NORMS[2].length(delta).numpy(),
         linf=NORMS[float("inf")].length(delta).numpy(),
         n=n,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from art_rs_plugin.ascent import NORMS, Projected, ascend, checked_norm, per_row
-from art_rs_plugin.attacks.base import Box, SmoothedAttack, checked_lengths, lengths_of
+from art_rs_plugin.attacks.base import Batch, SmoothedAttack, checked_lengths, lengths_of
 from art_rs_plugin.core import checks
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
-from art_rs_plugin.noise import Purpose, stream
+from art_rs_plugin.noise import Purpose, seed_generator
 
 
 class SmoothedPGD(SmoothedAttack):
@@ -53,7 +54,7 @@ class SmoothedPGD(SmoothedAttack):
         estimator: RandomizedSmoothingPyTorch,
         *,
         norm: Any = 2,
-        eps: Any = 0.5,
+        eps: Any,
         eps_step: Any = None,
         max_iter: int = 20,
         num_samples: int = 32,
@@ -83,32 +84,24 @@ class SmoothedPGD(SmoothedAttack):
     def _steps(self) -> int:
         return max(1, self.num_random_init) * (self.max_iter + (self.num_random_init > 1))
 
-    def generate(self, x: Any, y: Any = None, *, mask: Any = None, **kwargs: Any) -> Any:
+    def generate(
+        self, x: Any, y: Any = None, *, mask: Any = None, indices: ArrayLike | None = None, **kwargs: Any
+    ) -> Any:
         """Perturb `x` by at most `eps` each, see `SmoothedAttack.generate`."""
         for name in ("eps", "eps_step"):
             if getattr(self, name) is not None:
                 lengths_of(name, getattr(self, name), len(x), torch.device("cpu"))  # before any work is done
-        return super().generate(x, y, mask=mask, **kwargs)
+        return super().generate(x, y, mask=mask, indices=indices, **kwargs)
 
-    def _perturb(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        rows: slice,
-        box: Box,
-        mask: torch.Tensor | None,
-        on_looks: Callable[[int], object],
-    ) -> torch.Tensor:
-        eps = self._of_rows("eps", self.eps, x, rows)
-        eps_step = (
-            2.5 * eps / self.max_iter if self.eps_step is None else self._of_rows("eps_step", self.eps_step, x, rows)
-        )
-        objective = self._objective_for(y, on_looks)
+    def _perturb(self, batch: Batch) -> torch.Tensor:
+        x, objective = batch.x, self._objective_of(batch)
+        eps = self._of_rows("eps", self.eps, batch)
+        step = 2.5 * eps / self.max_iter if self.eps_step is None else self._of_rows("eps_step", self.eps_step, batch)
         best, highest = x, x.new_full((len(x),), -torch.inf)
         for _ in range(max(1, self.num_random_init)):
-            start = NORMS[self.norm].sample(x, eps, self._generator()) if self.num_random_init else None
-            mover = Projected(self.norm, eps, eps_step, self.momentum, self.step_decay)
-            points = ascend(x, objective, mover, steps=self.max_iter, delta=start, box=box, mask=mask)
+            start = self._start(batch, eps) if self.num_random_init else None
+            mover = Projected(self.norm, eps, step, self.momentum, self.step_decay)
+            points = ascend(x, objective, mover, steps=self.max_iter, delta=start, box=batch.box, mask=batch.mask)
             if self.num_random_init <= 1:
                 return points
             value = objective(points, self.max_iter).value
@@ -116,13 +109,18 @@ class SmoothedPGD(SmoothedAttack):
             highest = torch.maximum(value, highest)
         return best
 
-    def _of_rows(self, name: str, value: Any, x: torch.Tensor, rows: slice) -> torch.Tensor:
-        return lengths_of(name, value[rows] if hasattr(value, "__getitem__") else value, len(x), x.device)
+    def _start(self, batch: Batch, eps: torch.Tensor) -> torch.Tensor:
+        """A random perturbation for every input, from a stream of the next gradient's that no draw has."""
+        draws, delta = self.estimator.draws(1), torch.empty_like(batch.x)
+        generator, ball = torch.Generator(delta.device), NORMS[self.norm]
+        for row, name in enumerate(batch.names.tolist()):
+            seed_generator(generator, draws.seed, Purpose.GRADIENT, draws.call, name)
+            delta[row] = ball.sample(delta[row : row + 1], eps[row : row + 1], generator)[0]
+        return delta
 
-    def _generator(self) -> torch.Generator:
-        """The stream of a random start: that of a gradient's draws, but for no row of it."""
-        draws = self.estimator.draws(1)
-        return stream(draws.seed, Purpose.GRADIENT, draws.call, device=self.estimator.device)
+    @staticmethod
+    def _of_rows(name: str, value: Any, batch: Batch) -> torch.Tensor:
+        return lengths_of(name, value[batch.rows] if np.ndim(value) else value, len(batch.x), batch.x.device)
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import options
+from art_rs_plugin.cli import attacks, options
 from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -218,6 +218,10 @@ def curve(
         if out is not None:
             for path in write_curve(read_logs(logs), options.numbers(radii), out):
                 say(f"{path}")
+
+
+for command, words in ((attacks.attack, attacks.ATTACK_EXAMPLE), (attacks.tightness, attacks.TIGHTNESS_EXAMPLE)):
+    app.command(epilog=f"Example: art-rs {words}")(command)
 
 
 def main() -> None:

@@ -137,9 +137,9 @@ def torch_device(device: Device | None) -> str:
     return "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
 
 
-def numbers(text: str) -> list[float]:
-    """What --radii says."""
+def numbers(text: str, name: str = "radii") -> list[float]:
+    """What --radii or another list of numbers says."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"`--radii` must be numbers separated by commas, got {text!r}") from None
+        raise ValueError(f"`--{name}` must be numbers separated by commas, got {text!r}") from None

@@ -25,7 +25,11 @@ _ALWAYS = ("index", "label", "prediction", "alpha", "seconds")
 # What each kind of ledger holds of every example at least. A certificate from votes adds `VOTE_KEYS` and what its
 # sampling rule needs (see `rows`); other certifiers have none. `seconds` is the time since the row before, which came
 # along with this one where inputs are certified side by side: the sum is the run's.
-ROW_KEYS = {"certify": (*_ALWAYS, "radius"), "predict": (*_ALWAYS, "counts", "n")}
+ROW_KEYS = {
+    "certify": (*_ALWAYS, "radius"),
+    "predict": (*_ALWAYS, "counts", "n"),
+    "attack": (*_ALWAYS, "counts", "n", "leaves", "clean", "eps", "l2", "linf"),
+}
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
 
 
@@ -50,7 +54,7 @@ class Ledger:
     def open(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Ledger:
         """Create the ledger `path` (and its folders), or continue it: a torn last line is cut off and done again.
 
-        :param header: Plain JSON values, with `kind` "certify" or "predict". A `seed` of None adopts the seed on disk,
+        :param header: Plain JSON values, with a `kind` of `ROW_KEYS`. A `seed` of None adopts the seed on disk,
             or draws a fresh one from the operating system for a new ledger.
         :raises LedgerMismatch: if the header on disk differs, naming every field that does.
         :raises ValueError: if the file is no ledger, or a line before the last is corrupt.

@@ -38,8 +38,9 @@ def read_log(path: str | os.PathLike[str]) -> pd.DataFrame:
 
     Columns `index, label, prediction, radius, seconds` (a log of predictions has no `radius`); from a ledger also
     `counts, n, alpha`, and of certificates `selected, p_lower, p_upper, n0`; where votes decided how many to draw also
-    `votes`, all that were drawn. `attrs["source"]` is the path, `attrs["header"]` a ledger's header. Radii in the
-    authors' logs are rounded to three digits, some of them up.
+    `votes`, all that were drawn. Of an attack, whose `prediction` is the one after it, also `leaves` (the class to
+    leave), `clean` (the prediction before), `eps`, `l2` and `linf`. `attrs["source"]` is the path, `attrs["header"]` a
+    ledger's header. Radii in the authors' logs are rounded to three digits, some of them up.
 
     :raises ValueError: for an unknown header, a value out of its range, a `correct` that contradicts label and
         prediction, or an index that comes twice; with path, line, rule and value.
@@ -98,6 +99,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 def _from_ledger(path: Path) -> pd.DataFrame:
     header, rows = read_ledger(path)
     columns = [*_LOG, "alpha"] if header["kind"] == "certify" else [*_LOG_PREDICT, "alpha"]
+    columns += _ATTACK if header["kind"] == "attack" else []
     # a certifier without votes has none to show
     columns += [name for name in (*VOTE_KEYS, "votes") if rows and all(name in row for row in rows)]
     records = []
@@ -186,8 +188,14 @@ _RULES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     "n": ("int64", _whole),
     "votes": ("int64", _whole),
     "alpha": ("float64", _real),
+    "leaves": ("int64", _whole),
+    "clean": ("int64", partial(_whole, minimum=-1)),
+    "eps": ("float64", _real),
+    "l2": ("float64", _real),
+    "linf": ("float64", _real),
 }
 _LOG = ["index", "label", "prediction", "radius", "seconds"]
+_ATTACK = ["leaves", "clean", "eps", "l2", "linf"]
 _LOG_PREDICT = ["index", "label", "prediction", "seconds"]
 
 

@@ -182,7 +182,7 @@ def certify(
             yield row_of(certificate, int(label), round(time.perf_counter() - start, 6))
             start = time.perf_counter()
 
-    _fill(estimator, data, indices, out, kind="certify", rule=rule, rows=rows, on_row=on_row)
+    fill(estimator, data, indices, out, kind="certify", rule=rule, rows=rows, on_row=on_row)
 
 
 def predict(
@@ -214,10 +214,10 @@ def predict(
             }
 
     rule = {"name": "fixed", "n": n, "alpha": alpha}
-    _fill(estimator, data, indices, out, kind="predict", rule=rule, rows=rows, on_row=on_row)
+    fill(estimator, data, indices, out, kind="predict", rule=rule, rows=rows, on_row=on_row)
 
 
-def _fill(
+def fill(
     estimator: RandomizedSmoothingPyTorch,
     data: DataSet,
     indices: Iterable[int],
@@ -228,16 +228,17 @@ def _fill(
     rows: Callable[[Any, Any, list[int]], Iterator[Row]],
     on_row: Progress | None,
 ) -> None:
-    """Open or continue the ledger and append what `rows` makes of the images that are not in it yet."""
+    """Open or continue the ledger and append what `rows` makes of the images that are not in it yet.
+
+    :param rows: (images, labels, indices) -> their rows, in order.
+    """
     seed = estimator.seed
     if estimator.get_params()["input_shape"] is None:
         estimator.set_params(input_shape=data.input_shape)  # its arithmetic may depend on it
     header = {
         "kind": kind,
-        "model": _model_identity(estimator),
-        "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
+        **identity(estimator, data),
         "seed": seed,
-        "data": {"name": data.name, "split": data.split, "images": len(data)},
         "rule": rule,
         "versions": _versions(),
         "precision": estimator.arithmetic,
@@ -259,6 +260,15 @@ def _fill(
                         on_row(row, done, len(wanted))
     finally:
         estimator.set_params(seed=seed)
+
+
+def identity(estimator: RandomizedSmoothingPyTorch, data: DataSet) -> dict[str, Any]:
+    """What a ledger's header says of f, its noise and the data set."""
+    return {
+        "model": _model_identity(estimator),
+        "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
+        "data": {"name": data.name, "split": data.split, "images": len(data)},
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -1,19 +1,23 @@
 """evaluate_attack: three outcomes, fresh votes, intervals."""
 
+from functools import partial
+
 import numpy as np
+import planes
 import pytest
 import torch
-from planes import plane, zeros
 from scipy.stats import binom, binomtest, norm
 
 from art_rs_plugin import ABSTAIN, evaluate_attack
 from art_rs_plugin.noise import Purpose
 
+plane, zeros = partial(planes.plane, size=6), partial(planes.zeros, size=6)
+
 
 def at_margins(model, margins):
     """Inputs at these signed distances from the boundary."""
     way = model.w.numpy() * (np.asarray(margins, dtype=np.float32) - model.offset)[:, None]
-    return way.reshape(-1, 3, 32, 32).astype(np.float32)
+    return way.reshape(-1, 3, 6, 6).astype(np.float32)
 
 
 def test_right_wrong_and_abstaining_are_three_outcomes():
@@ -79,14 +83,14 @@ def test_a_wrong_class_is_said_no_more_often_than_alpha():
 def test_takes_tensors():
     _, estimator = plane(0.5)
     arrays = evaluate_attack(estimator, zeros(3), zeros(3), np.ones(3, dtype=int), n=50)
-    tensors = evaluate_attack(estimator, torch.zeros(3, 3, 32, 32), torch.zeros(3, 3, 32, 32), torch.ones(3), n=50)
+    tensors = evaluate_attack(estimator, torch.zeros(3, 3, 6, 6), torch.zeros(3, 3, 6, 6), torch.ones(3), n=50)
     assert np.array_equal(arrays.attacked, tensors.attacked)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_adv": zeros(2)}, r"`x_adv` must have the shape of `x`, \(3, 3, 32, 32\), got \(2, 3, 32, 32\)"),
+        ({"x_adv": zeros(2)}, r"`x_adv` must have the shape of `x`, \(3, 3, 6, 6\), got \(2, 3, 6, 6\)"),
         ({"x_adv": zeros(3) + 1.2}, r"`x_adv` must lie within .*`clip_values` = \[0. 1.\], got values beyond .* 0.2"),
         ({"y": [1, 1]}, r"`y` must have shape \(3,\)"),
         ({"y": np.full((3, 2), 0.5)}, "`y` must name one class per input to judge an attack"),

@@ -136,7 +136,7 @@ class TestNoise:
             return probe(x, y, draws, *more, **kwargs)
 
         estimator.probe = spy
-        SmoothedPGD(estimator, max_iter=3, num_samples=5, **options).generate(zeros(2), ONES[:2])
+        SmoothedPGD(estimator, eps=0.1, max_iter=3, num_samples=5, **options).generate(zeros(2), ONES[:2])
         return seen
 
     def test_is_fresh_at_every_step_or_fixed(self):
@@ -157,13 +157,28 @@ class TestNoise:
         other = SmoothedPGD(plane(0.5, seed=1, **options)[1], **settings).generate(zeros(3), ONES[:3])
         assert np.abs(other - first).max() > 1e-3
 
+    def test_belongs_to_an_inputs_index_whoever_comes_along(self):
+        options = {"omega": 20.0, "ripple": 0.3}
+        settings = {"eps": 0.3, "max_iter": 2, "num_samples": 3, "num_random_init": 1}
+        _, estimator = plane(0.5, **options)
+        whole = SmoothedPGD(estimator, **settings).generate(zeros(300), np.ones(300, dtype=int))
+        assert estimator.gradient_calls == 3
+        again = SmoothedPGD(estimator, **settings).generate(zeros(2), ONES[:2])
+        assert np.abs(again - whole[:2]).max() > 1e-3, "the next attack has noise of its own"
+        for index in (0, 7, 299):
+            _, other = plane(0.5, **options)
+            alone = SmoothedPGD(other, **settings).generate(zeros(1), ONES[:1], indices=[index])
+            np.testing.assert_allclose(alone[0], whole[index], atol=1e-5)
+        with pytest.raises(ValueError, match="`indices` must differ"):
+            SmoothedPGD(estimator, eps=0.1).generate(zeros(2), ONES[:2], indices=[4, 4])
+
     @pytest.mark.parametrize("batch_size", [1, 7, 64])
     def test_no_forward_pass_has_more_rows_than_asked_for(self, batch_size):
         model, estimator = plane(0.5)
         estimator.predict(zeros(1), n=20)  # the first call also tries the model
         rows = []
         model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-        SmoothedPGD(estimator, max_iter=1, num_samples=70, batch_size=batch_size).generate(zeros(3), ONES[:3])
+        SmoothedPGD(estimator, eps=0.1, max_iter=1, num_samples=70, batch_size=batch_size).generate(zeros(3), ONES[:3])
         assert max(rows) <= batch_size
         assert sum(rows) == 210
 
@@ -181,7 +196,7 @@ class TestFace:
         assert (attack.eps, attack.targeted) == (0.1, True)
         assert "eps=0.1" in repr(attack)
         with pytest.raises(EstimatorError):
-            SmoothedPGD(PyTorchClassifier(nn.Linear(3, 2), nn.CrossEntropyLoss(), (3,), 2, device_type="cpu"))
+            SmoothedPGD(PyTorchClassifier(nn.Linear(3, 2), nn.CrossEntropyLoss(), (3,), 2, device_type="cpu"), eps=0.1)
 
     def test_a_refused_setting_changes_nothing(self):
         attack = SmoothedPGD(plane(0.5)[1], eps=0.3)
@@ -231,7 +246,7 @@ class TestFace:
     )
     def test_bad_options(self, options, message):
         with pytest.raises(ValueError, match=message):
-            SmoothedPGD(plane(0.5)[1], **options)
+            SmoothedPGD(plane(0.5)[1], **{"eps": 0.1, **options})
 
     def test_bad_calls(self):
         estimator = plane(0.5, clip_values=(0.0, 1.0))[1]
