@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from art_rs_plugin.asking import refuse_attacks
 from art_rs_plugin.casting import Casting
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.budgets import Budget, Fixed, Steps, Task
@@ -240,7 +241,9 @@ class Voting(Casting):
         :param training_mode: False, or ValueError: votes are cast in evaluation mode.
         :param kwargs: Ignored, as by ART's own classifiers: some attacks pass what only others understand.
         :return: float32 (m, nb_classes); an abstention is a zero row, which `argmax` must never see.
+        :raises TypeError: An attack of ART asks while it is built: to see whether it gets logits, which it does not.
         """
+        refuse_attacks("tries predict for logits while it is built, and predict names classes", building=True)
         if training_mode:
             raise ValueError("`training_mode` must be False, got True: votes are cast in evaluation mode")
         if is_abstain:
