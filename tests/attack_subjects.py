@@ -52,6 +52,8 @@ class Front(nn.Module):
         self.layout = layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != {"video": 5, "vector": 2}.get(self.layout, 4):
+            raise ValueError(f"the network takes a batch, got {tuple(x.shape)}")
         if self.layout == "channels last":
             x = x.permute(0, 3, 1, 2)
         if self.layout in ("colour", "channels last"):
@@ -189,7 +191,7 @@ def _laser_generator(subject: Any, case: Case) -> Any:
 
 # Parameters by name, with those of one attack alone as attack.name: few steps, and steps so large that they suffice.
 SETTINGS: dict[str, Any] = {
-    "batch_size": 64, "binary_search_steps": 2, "conjugate_sinkhorn_max_iter": 5, "eps": 0.5, "init_eval": 5,
+    "batch_size": 64, "binary_search_steps": 2, "conjugate_sinkhorn_max_iter": 5, "eps": 0.5, "es": 1, "init_eval": 5,
     "init_size": 50, "initial_const": 10.0, "iterations": 5, "k": 4, "learning_rate": 0.1, "max_eval": 10,
     "max_iter": 5, "max_rotation": 30.0, "max_translation": 20.0, "n_steps": 5, "nb_parallel": 8,
     "nb_random_init": 1, "nb_steps": 3, "num_boost_queries": 20, "num_rotations": 3, "num_translations": 3,
@@ -199,15 +201,19 @@ SETTINGS: dict[str, Any] = {
     "CarliniLInfMethod.largest_const": 15.0,
     "GeoDA.max_iter": 600,  # fewer end in an index error
     "LowProFool.importance": np.full(64, 0.125),
-    "PixelThreshold.verbose_es": False,
+    "NewtonFool.eta": 100.0,
+    "SimBA.batch_size": 1,
     "SimBA.max_iter": 64,
+    "TargetedUniversalPerturbation.attacker_params": {"targeted": True, "eps": 0.5},
+    "Wasserstein.regularization": 100.0,
+    "ZooAttack.max_iter": 60,
     "VirtualAdversarialMethod.max_iter": 1,
 }  # fmt: skip
 # The same for parameters without a default, or whose default is None: made for the subject and the inputs.
 NEEDED: dict[str, Callable[[Any, Case], Any]] = {
     "attacker": lambda subject, case: evasion.FastGradientMethod(subject, eps=0.3),
     "attacks": _auto_attack,
-    "candidates": lambda subject, case: [],
+    "candidates": lambda subject, case: [torch.zeros(3, 4, 4)],
     "collector": lambda subject, case: lambda *given: [],
     "delta": lambda subject, case: 0.3,
     "embedding_weights": lambda subject, case: np.zeros((257, 8)),

@@ -133,20 +133,20 @@ def test_what_works_on_arts_classifier_works_here_or_is_told_what_to_take(rows):
         if row.verdict == "smoothed module":
             assert (row.estimator, row.module) == ("refused", WORKS), str(row)
         if row.verdict in ("label-only", "score-only"):
-            assert row.moved, f"{row.attack} has moved nothing: whether it reads scores does not show"
+            assert row.told, f"{row.attack} moves nothing, or differently every time: what it reads does not show"
 
 
 @pytest.mark.slow
 def test_the_file_is_up_to_date(rows):
     """Attacks that could not be tried where the file was made, and can be here, are left out."""
     written = FILE.read_text().splitlines()
-    missing = {line: re.search(r"needs package (\w+)", line) for line in written}
-    excused = {
-        line.split("|")[1] for line, found in missing.items() if found and importlib.util.find_spec(found.group(1))
-    }
+    missing = {line.split("|")[1]: found for line in written if (found := re.search(r"needs package (\w+)", line))}
+    excused = {attack for attack, found in missing.items() if importlib.util.find_spec(found.group(1))}
 
     def kept(lines):
-        return {line for line in lines if not (line.startswith("|") and line.split("|")[1] in excused)}
+        """Without the words of other people's errors, which change with NumPy and torch."""
+        rows = [line for line in lines if not (line.startswith("|") and line.split("|")[1] in excused)]
+        return [re.sub(r"`(\w+Error): [^`]*`", r"`\1`", line) for line in rows]
 
     made = attack_matrix.render(rows).splitlines()
     how = "run `python tests/attack_matrix.py --write docs/art-attacks.md` and read what has changed"
