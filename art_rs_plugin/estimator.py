@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import ArrayLike
 
+from art_rs_plugin.asking import refuse_attacks
 from art_rs_plugin.classifier import TorchClassifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
@@ -29,6 +29,8 @@ from art_rs_plugin.smoothed import (
 )
 from art_rs_plugin.votes import mode
 from art_rs_plugin.voting import Voting
+
+_TAKES_F = "takes the base classifier's model and would attack f, not the smoothed classifier g"
 
 LOSSES: dict[str, Callable[[TorchClassifier], SmoothedLoss]] = {
     "expected_loss": lambda estimator: expected_loss(estimator._loss_per_row),
@@ -247,30 +249,19 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     @property
     def model(self) -> torch.nn.Module:
         """f, a torch module. ART's attacks get none: they would attack f where g was meant."""
-        self._refuse_attacks()
+        refuse_attacks(_TAKES_F)
         model: torch.nn.Module = super().model
         return model
 
     def get_activations(self, *args: Any, **kwargs: Any) -> Any:
         """Output of a layer of f for inputs, as ART's; refused to ART's attacks, as `model` is."""
-        self._refuse_attacks()
+        refuse_attacks(_TAKES_F)
         return super().get_activations(*args, **kwargs)
 
     def _predict_framework(self, *args: Any, **kwargs: Any) -> Any:
         """Logits of f in torch, as ART's; refused to ART's attacks, as `model` is."""
-        self._refuse_attacks()
+        refuse_attacks(_TAKES_F)
         return super()._predict_framework(*args, **kwargs)
-
-    @staticmethod
-    def _refuse_attacks() -> None:
-        """TypeError if an evasion attack of ART is who asks: there is nothing of g in what it would get."""
-        asking = sys._getframe(2)
-        if asking.f_globals.get("__name__", "").startswith("art.attacks.evasion."):
-            attack = type(asking.f_locals.get("self", asking.f_locals.get("estimator"))).__name__
-            raise TypeError(
-                f"{attack} takes the base classifier's model and would attack f, not the smoothed classifier g: give "
-                "it estimator.smoothed_classifier(num_samples=...) instead, and judge by evaluate_attack"
-            )
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -190,6 +190,7 @@ class SmoothedModule(torch.nn.Module):
 
     It is in evaluation mode whatever it is told, as votes are. A gradient costs a forward pass more where there are
     more draws than one pass takes: what it needs is computed once more instead of kept.
+    Its last layer, which attacks on features take, is what it returns; layers of f see noisy copies.
 
     :param model: f's module, whose parameters are this module's.
     :param logits: What f is around it.
@@ -200,9 +201,11 @@ class SmoothedModule(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, logits: Logits, draws: Callable[[], Draws], *, batch_size: int) -> None:
         super().__init__()
         self.base, self.logits, self.draws, self.batch_size = model, logits, draws, batch_size
+        self.output = torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Log probabilities (m, classes)."""
+        """Log probabilities (m, classes), in float32: float64, as some attacks pass it, is cast."""
+        x = x.to(torch.float32)
         draws = self.draws()
         most = min(self.batch_size, BLOCK, draws.count)
         group = max(1, self.batch_size // most)
@@ -222,7 +225,8 @@ class SmoothedModule(torch.nn.Module):
                     total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
             made.append(total - math.log(draws.count))
-        return torch.cat(made)
+        result: torch.Tensor = self.output(torch.cat(made))
+        return result
 
     def _log_sum(self, x: torch.Tensor, draws: Draws, rows: range, start: int, piece: slice) -> torch.Tensor:
         """Log of the sum over a piece of a block of draws of the softmax, (len(rows), classes)."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from art_rs_plugin.asking import attack_asks, refuse_attacks
 from art_rs_plugin.casting import Casting
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.budgets import Budget, Fixed, Steps, Task
@@ -235,15 +236,19 @@ class Voting(Casting):
 
         With probability at least 1 - alpha, for each input by itself, the row names g's class or is an abstention.
 
-        :param batch_size: Noisy copies per forward pass; chosen automatically if None.
+        :param batch_size: Noisy copies per forward pass; chosen automatically if None, or for an attack of ART.
         :param n: Votes per input.
         :param is_abstain: False returns the most voted class instead of abstaining, without the guarantee.
         :param training_mode: False, or ValueError: votes are cast in evaluation mode.
         :param kwargs: Ignored, as by ART's own classifiers: some attacks pass what only others understand.
         :return: float32 (m, nb_classes); an abstention is a zero row, which `argmax` must never see.
+        :raises TypeError: An attack of ART asks while it is built: to see whether it gets logits, which it does not.
         """
+        refuse_attacks("tries predict for logits while it is built, and predict names classes", building=True)
         if training_mode:
             raise ValueError("`training_mode` must be False, got True: votes are cast in evaluation mode")
+        if attack_asks():
+            batch_size = None  # an attack counts inputs by it, often one
         if is_abstain:
             check_prediction_votes(n, self.alpha)
         counts = self.votes(x, n, indices=indices, batch_size=batch_size)

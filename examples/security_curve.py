@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 import torch
-from art.evaluations import SecurityCurve
+from art.evaluations.security_curve import SecurityCurve
 
 from art_rs_plugin import GaussianAugmentationTrainer, Looks, RandomizedSmoothingPyTorch, SmoothedPGD, evaluate_attack
 from art_rs_plugin.experiments import datasets

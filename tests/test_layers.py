@@ -22,7 +22,7 @@ LAYERS = [
     {"voting"},
     {"casting"},
     {"classifier"},
-    {"inputs", "preprocessing"},
+    {"asking", "inputs", "preprocessing"},
     {"training"},
     {"ascent", "smoothed"},
     {"arithmetic"},

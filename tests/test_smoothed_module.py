@@ -121,6 +121,7 @@ def test_says_what_it_does_not_know():
 
 REFUSED = {
     "apgd": lambda e: AutoProjectedGradientDescent(e, loss_type="cross_entropy", verbose=False),
+    "apgd, loss of the estimator": lambda e: AutoProjectedGradientDescent(e, verbose=False),
     "auto-attack": lambda e: AutoAttack(e),
     "features": lambda e: FeatureAdversariesPyTorch(
         e, delta=0.1, layer=0, max_iter=2, batch_size=4, optimizer=torch.optim.Adam
@@ -128,10 +129,18 @@ REFUSED = {
 }
 
 
+NAMES = {"auto-attack": "AutoAttack", "features": "FeatureAdversariesPyTorch"}
+
+
 @pytest.mark.parametrize("attack", REFUSED)
-def test_attacks_that_would_take_f_out_are_refused_and_told_what_to_take(attack):
-    with pytest.raises((TypeError, ValueError), match=r"would attack f.*smoothed_classifier|probabilities"):
-        REFUSED[attack](smoothed())
+@pytest.mark.parametrize("abstains", [False, True])
+def test_attacks_that_need_more_than_g_gives_are_refused_by_name_and_told_what_to_take(attack, abstains):
+    model = network()
+    if abstains:  # Auto-PGD and its kin go by what predict says to an image of ones
+        model.load_state_dict({name: torch.zeros_like(value) for name, value in model.state_dict().items()})
+    name = NAMES.get(attack, "AutoProjectedGradientDescent")
+    with pytest.raises(TypeError, match=rf"^{name} .*give it estimator\.smoothed_classifier\(num_samples=\.\.\.\)"):
+        REFUSED[attack](smoothed(model))
 
 
 def test_users_have_the_model():
@@ -142,6 +151,18 @@ def test_users_have_the_model():
     exec("class Newcomer:\n    def __init__(self, estimator):\n        self.f = estimator.model\n", stranger.__dict__)
     with pytest.raises(TypeError, match="Newcomer takes the base classifier's model and would attack f"):
         stranger.Newcomer(estimator)
+
+
+def test_attacks_on_features_take_what_g_returns_and_float64_is_cast():
+    plain = smoothed().smoothed_classifier(20, fixed_noise=True)
+    expected = plain.predict(X)
+    assert np.array_equal(plain.get_activations(X, layer=-1), expected)
+    assert np.array_equal(plain.predict(X.astype(np.float64)), expected)
+    attack = FeatureAdversariesPyTorch(plain, delta=0.2, step_size=0.05, max_iter=5, verbose=False)
+    made = attack.generate(X, X[::-1].copy())
+    assert 0.0 < np.abs(made - X).max() <= 0.2 + 1e-6
+    before, after = (np.linalg.norm(plain.predict(x) - expected[::-1], axis=1) for x in (X, made))
+    assert (after < before).all()
 
 
 WELCOME = {
