@@ -20,6 +20,7 @@ from art_rs_plugin.inputs import checked_indices
 from art_rs_plugin.noise import NOISES, Gaussian, NoNoise
 from art_rs_plugin.smoothed import (
     Draws,
+    LossOfProbabilities,
     Probe,
     SmoothedLoss,
     SmoothedModule,
@@ -218,7 +219,12 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call, shared, names)
 
     def smoothed_classifier(
-        self, num_samples: int = 32, *, fixed_noise: bool = False, batch_size: int | None = None
+        self,
+        num_samples: int = 32,
+        *,
+        fixed_noise: bool = False,
+        probabilities: bool = False,
+        batch_size: int | None = None,
     ) -> PyTorchClassifier:
         """A plain ART classifier of g for attacks that want logits or rebuild a classifier from its model.
 
@@ -228,6 +234,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         :param num_samples: Noise draws per input and forward pass.
         :param fixed_noise: Whether all inputs and passes meet the same draws, so that the model is one function of x;
             an attack may then fit the draws. Fresh ones for every pass otherwise.
+        :param probabilities: Whether the model returns the mean softmax itself, for attacks that demand probabilities.
         :param batch_size: Noisy copies per forward pass; chosen automatically if None.
         :raises ValueError: `input_shape` or `nb_classes` is not known yet.
         """
@@ -237,8 +244,8 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
             draws = partial(self.draws, checks.whole("num_samples", num_samples))
         rows = self._rows(batch_size, torch.empty(0, *self.input_shape))
         return PyTorchClassifier(
-            model=SmoothedModule(self.model, self._logits, draws, batch_size=rows),
-            loss=torch.nn.CrossEntropyLoss(),
+            model=SmoothedModule(self.model, self._logits, draws, batch_size=rows, probabilities=probabilities),
+            loss=LossOfProbabilities() if probabilities else torch.nn.CrossEntropyLoss(),
             input_shape=self.input_shape,
             nb_classes=self.nb_classes,
             channels_first=self.channels_first,

@@ -185,6 +185,14 @@ class Logits(Protocol):
         """Logits (rows, classes) of `model` for `x` (rows, *shape), with all that comes before it."""
 
 
+class LossOfProbabilities(torch.nn.NLLLoss):
+    """-log of the label's probability, for networks that return probabilities (m, classes)."""
+
+    def forward(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """A scalar, or (m,) values, by `reduction`; `labels` int64 (m,)."""
+        return super().forward(probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log(), labels)
+
+
 class SmoothedModule(torch.nn.Module):
     """x (m, *shape) -> log of the mean softmax of f over noise draws, (m, classes): g as a module, differentiable in x.
 
@@ -196,15 +204,24 @@ class SmoothedModule(torch.nn.Module):
     :param logits: What f is around it.
     :param draws: Gives the draws of the next forward pass.
     :param batch_size: Noisy copies per forward pass, at most.
+    :param probabilities: Whether to return the mean softmax itself.
     """
 
-    def __init__(self, model: torch.nn.Module, logits: Logits, draws: Callable[[], Draws], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        logits: Logits,
+        draws: Callable[[], Draws],
+        *,
+        batch_size: int,
+        probabilities: bool = False,
+    ) -> None:
         super().__init__()
         self.base, self.logits, self.draws, self.batch_size = model, logits, draws, batch_size
-        self.output = torch.nn.Identity()
+        self.probabilities, self.output = probabilities, torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Log probabilities (m, classes), in float32: float64, as some attacks pass it, is cast."""
+        """Log probabilities or probabilities (m, classes), in float32: float64, as some attacks pass it, is cast."""
         x = x.to(torch.float32)
         draws = self.draws()
         most = min(self.batch_size, BLOCK, draws.count)
@@ -225,7 +242,8 @@ class SmoothedModule(torch.nn.Module):
                     total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
             made.append(total - math.log(draws.count))
-        result: torch.Tensor = self.output(torch.cat(made))
+        log_probability = torch.cat(made)
+        result: torch.Tensor = self.output(log_probability.exp() if self.probabilities else log_probability)
         return result
 
     def _log_sum(self, x: torch.Tensor, draws: Draws, rows: range, start: int, piece: slice) -> torch.Tensor:

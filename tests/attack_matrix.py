@@ -38,7 +38,8 @@ from attack_subjects import CASES, GENERATE, SAMPLES, Case, answering, build, pl
 from torch import nn
 
 GRADIENTS = {f"estimator.{name}" for name in ("loss_gradient", "class_gradient", "compute_loss", "probe")}
-THROUGH_G = {"votes.run", *GRADIENTS}
+GRADIENTS |= {"smoothed.run"}  # where a worker's thread begins, as it does for votes in the other
+THROUGH_G = {"votes.cast", *GRADIENTS}
 # `_log_sum` is how the module is evaluated once more for a gradient
 THROUGH_MODULE = {"smoothed.forward", "smoothed._log_sum"}
 REFUSED = re.compile(r"^TypeError: \w+ .*: give it estimator\.smoothed_classifier\(num_samples=\.\.\.\) instead")
@@ -149,7 +150,7 @@ def entry() -> str:
     frame, name = sys._getframe(1), ""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("art_rs_plugin."):
+        if module.startswith("art_rs_plugin.") and module != "art_rs_plugin.workers":
             name = f"{module.rpartition('.')[2]}.{frame.f_code.co_name}"
         frame = frame.f_back
     return name
@@ -237,7 +238,8 @@ def examine(kind: type[EvasionAttack]) -> Row:
         return Row(name, verdict, "refused" if REFUSED.match(ours.error) else "", "", remark, leaks, False)
     for fixed in (False, True):  # fresh noise drowns small differences: an attack that finds nothing gets one function
         network = (estimator := smoothed(case)).model
-        module = run(kind, estimator.smoothed_classifier(SAMPLES, fixed_noise=fixed), case, network)
+        classifier = estimator.smoothed_classifier(SAMPLES, fixed_noise=fixed, probabilities=answer == "probabilities")
+        module = run(kind, classifier, case, network)
         leaks |= module.through - THROUGH_MODULE
         if module.moved or module.error:
             break
@@ -257,6 +259,8 @@ def examine(kind: type[EvasionAttack]) -> Row:
     if reads_scores and verdict in ("adaptive", "score-only"):
         remarks.append("reads scores" + (" beside gradients" if verdict == "adaptive" else ""))
         remarks[-1] += ": give it `smoothed_classifier`" if module.moved else ""
+    if module.moved and answer == "probabilities":
+        remarks.append("needs `probabilities=True` there")
     if module.moved and fixed:
         remarks.append("needs `fixed_noise=True` there")
     remarks += [NOTES[name]] if name in NOTES else []

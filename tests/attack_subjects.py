@@ -147,20 +147,27 @@ ANSWERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class Answering(PyTorchClassifier):
-    """ART's classifier, whose predictions say more or less about the same network, and which takes float64."""
+    """ART's classifier, whose predictions say more or less about the same network."""
 
     answer = "logits"
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
-        return ANSWERS[self.answer](super().predict(np.asarray(x, dtype=np.float32), *args, **kwargs))
+    def predict(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return ANSWERS[self.answer](super().predict(*args, **kwargs))
 
 
-def plain(case: Case, kind: type[PyTorchClassifier] = PyTorchClassifier) -> PyTorchClassifier:
-    return kind(case.model, nn.CrossEntropyLoss(), **case.options)
+class Cast(nn.Module):
+    """Takes float64 too, as some attacks pass it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
+def plain(case: Case) -> PyTorchClassifier:
+    return PyTorchClassifier(case.model, nn.CrossEntropyLoss(), **case.options)
 
 
 def answering(case: Case, answer: str) -> PyTorchClassifier:
-    classifier = plain(case, Answering)
+    classifier = Answering(nn.Sequential(Cast(), *case.model), nn.CrossEntropyLoss(), **case.options)
     classifier.answer = answer
     return classifier
 

@@ -81,6 +81,15 @@ def test_with_fixed_noise_it_is_one_function_of_one_input():
     assert np.abs(fresh.predict(X) - fresh.predict(X)).max() > 1e-3
 
 
+def test_as_probabilities_it_is_the_exponential_and_its_loss_and_gradient_stay():
+    plain, logs = (smoothed().smoothed_classifier(40, fixed_noise=True, probabilities=p) for p in (True, False))
+    np.testing.assert_allclose(plain.predict(X), np.exp(logs.predict(X)), rtol=1e-5)
+    np.testing.assert_allclose(plain.predict(X).sum(axis=1), 1.0, rtol=1e-5)
+    one_hot = np.eye(CLASSES, dtype=np.float32)[Y]
+    np.testing.assert_allclose(plain.loss_gradient(X, one_hot), logs.loss_gradient(X, one_hot), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(plain.compute_loss(X, one_hot), logs.compute_loss(X, one_hot), rtol=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_no_pass_has_more_rows_than_asked_for_also_backwards(batch_size):
     rows, model = [], network()
