@@ -129,18 +129,17 @@ ATTACKS = OURS | OTHERS
 FILES = dict(zip(ATTACKS, ("expected_loss", "smoothadv", "art-base", "art-smoother", "salman"), strict=True))
 
 
-class OtherRun(Exception):
-    """A file in `--out` is of a run with other settings."""
+def outcome(options, data, indices, name, eps, clean):
+    """The attack's evaluation and its seconds, from its file if it is there; else made, and kept there.
 
-
-def outcome(options, data, indices, name, eps):
-    """The attack's evaluation and its seconds, from its file if it is there; else made, and kept there."""
+    :param clean: Predictions at the images if they are known: they take as many votes as those after the attack.
+    """
     path = options.out / f"{FILES[name]}-{eps:g}.json"
     settings = settings_of(options, data, indices, name, eps)
     if path.exists():
         kept = json.loads(path.read_text())
         if other := [key for key, value in settings.items() if kept["settings"].get(key) != value]:
-            raise OtherRun(f"{path} is of another run, which differs in {', '.join(other)}: choose another `--out`")
+            sys.exit(f"{path} is of another run, which differs in {', '.join(other)}: choose another `--out`")
         arrays = {key: np.array(value) for key, value in kept["arrays"].items()}
         return AttackEvaluation(**arrays, **kept["judged"]), kept["seconds"]
     x, y = data.arrays(indices)
@@ -148,7 +147,9 @@ def outcome(options, data, indices, name, eps):
     start = time.perf_counter()
     x_adv = ATTACKS[name](options, data, x, y, eps)
     seconds = time.perf_counter() - start
-    evaluation = evaluate_attack(smoothed(options, data), x, x_adv, y, n=options.n, alpha=ALPHA, indices=indices)
+    evaluation = evaluate_attack(
+        smoothed(options, data), x, x_adv, y, n=options.n, alpha=ALPHA, indices=indices, clean=clean
+    )
     if evaluation.l2.max() > eps + BEYOND:
         raise RuntimeError(f"{name} perturbed by {evaluation.l2.max()}, more than eps = {eps}")
     fields = asdict(evaluation)
@@ -266,14 +267,11 @@ def main():
         print("Without `--smoothing-adversarial` the attack of Salman et al. is left out.\n")
     print("| attack | eps | wrong [.95 interval] | abstained | largest l2 | gradients | seconds |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    found = {name: {} for name in names}
+    found, clean = {name: {} for name in names}, None
     for eps in options.eps:
         for name in names:
-            try:
-                evaluation, seconds = outcome(options, data, indices, name, eps)
-            except OtherRun as error:
-                sys.exit(str(error))
-            found[name][eps] = fooled(evaluation)
+            evaluation, seconds = outcome(options, data, indices, name, eps, clean)
+            found[name][eps], clean = fooled(evaluation), evaluation.clean
             print(
                 f"| {name} | {eps:g} | {evaluation.wrong} | {evaluation.abstain} | {evaluation.l2.max():.4f} | "
                 f"{len(indices) * options.steps * options.samples} | {seconds:.3g} |",

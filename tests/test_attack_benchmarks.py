@@ -100,8 +100,9 @@ class TestAttacks:
         assert float(row[4]) == pytest.approx(here.mean() - there.mean(), abs=1e-3)
 
     def test_goes_on_where_it_stopped_and_ends_with_the_same(self, words, done):
-        for path in sorted(words[-1].iterdir())[::2]:
-            path.unlink()  # of attacks that draw, ours and others
+        # ART's sampled gradients were seen to differ in a last bit from process to process: not those far away
+        for name in ("expected_loss-4", "smoothadv-4", "salman-4", "art-base-4", "art-smoother-1e-06"):
+            (words[-1] / f"{name}.json").unlink()
         left = {path: path.stat().st_mtime_ns for path in words[-1].iterdir()}
         again = run("attacks.py", *words)
         assert again.returncode == done.returncode

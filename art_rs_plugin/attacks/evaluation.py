@@ -104,6 +104,7 @@ def evaluate_attack(
     n: int = 1_000,
     alpha: float = 0.001,
     indices: ArrayLike | None = None,
+    clean: ArrayLike | None = None,
     batch_size: int | None = None,
     confidence: float = 0.95,
 ) -> AttackEvaluation:
@@ -115,6 +116,8 @@ def evaluate_attack(
     :param n: Votes per prediction, of the stream for judging, which nothing else draws from.
     :param alpha: Probability that a prediction is not g's, at most; in (0, 1).
     :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None.
+    :param clean: (m,) predictions at `x`, where another evaluation of the same inputs made them: its `clean`. If None,
+        they are made here, which takes as many votes as those at `x_adv`.
     :param batch_size: Noisy copies per forward pass; chosen automatically if None.
     :param confidence: Of the intervals of shares, in (0, 1).
     :raises ValueError, TypeError: Unfit inputs or labels, `x_adv` outside the estimator's `clip_values` by more than
@@ -135,6 +138,11 @@ def evaluate_attack(
                 f"them by {beyond:.6g}"
             )
 
+    if clean is not None:
+        clean = np.asarray(clean)
+        if clean.shape != labels.shape or not np.issubdtype(clean.dtype, np.integer):
+            raise ValueError(f"`clean` must be {len(labels)} whole numbers, got {clean.dtype} of shape {clean.shape}")
+
     def predictions(inputs: torch.Tensor) -> NDArray[np.int64]:
         counts = estimator.votes(inputs, n, indices=indices, batch_size=batch_size, purpose=Purpose.JUDGING)
         return np.array([predict_from_counts(row, alpha) for row in counts], dtype=np.int64)
@@ -142,7 +150,7 @@ def evaluate_attack(
     delta = after.double() - before.double()
     return AttackEvaluation(
         labels=labels,
-        clean=predictions(before),
+        clean=predictions(before) if clean is None else clean.astype(np.int64),
         attacked=predictions(after),
         l2=NORMS[2].length(delta).numpy(),
         linf=NORMS[float("inf")].length(delta).numpy(),
