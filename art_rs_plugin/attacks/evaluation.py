@@ -111,6 +111,7 @@ def evaluate_attack(
     n: int = 1_000,
     alpha: float = 0.001,
     indices: ArrayLike | None = None,
+    clean: ArrayLike | None = None,
     batch_size: int | None = None,
     confidence: float = 0.95,
 ) -> AttackEvaluation:
@@ -122,6 +123,8 @@ def evaluate_attack(
     :param n: Votes per prediction, of the stream for judging, which nothing else draws from.
     :param alpha: Probability that a prediction is not g's, at most; in (0, 1).
     :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None.
+    :param clean: (m,) predictions at `x`, where another evaluation of the same inputs made them: its `clean`. If None,
+        they are made here, which takes as many votes as those at `x_adv`.
     :param batch_size: Noisy copies per forward pass; chosen automatically if None.
     :param confidence: Of the intervals of shares, in (0, 1).
     :raises ValueError, TypeError: Unfit inputs or labels, `x_adv` outside the estimator's `clip_values` by more than
@@ -142,6 +145,11 @@ def evaluate_attack(
                 f"them by {beyond:.6g}"
             )
 
+    if clean is not None:
+        clean = np.asarray(clean)
+        if clean.shape != labels.shape or not np.issubdtype(clean.dtype, np.integer):
+            raise ValueError(f"`clean` must be {len(labels)} whole numbers, got {clean.dtype} of shape {clean.shape}")
+
     def votes(inputs: torch.Tensor) -> NDArray[np.int64]:
         return estimator.votes(inputs, n, indices=indices, batch_size=batch_size, purpose=Purpose.JUDGING)
 
@@ -152,7 +160,7 @@ def evaluate_attack(
     delta = after.double() - before.double()
     return AttackEvaluation(
         labels=labels,
-        clean=predictions(votes(before)),
+        clean=predictions(votes(before)) if clean is None else clean.astype(np.int64),
         attacked=predictions(counts),
         counts=counts,
         l2=NORMS[2].length(delta).numpy(),

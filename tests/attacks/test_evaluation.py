@@ -71,6 +71,20 @@ def test_judges_by_votes_that_nothing_else_has_seen():
     assert [(kwargs["purpose"], kwargs["indices"]) for kwargs in seen] == [(Purpose.JUDGING, [7])] * 2
 
 
+def test_takes_predictions_at_the_inputs_from_another_evaluation_and_then_votes_there_no_more():
+    model, estimator = plane(0.0)
+    x, y = at_margins(model, [0.5, -0.5, 0.0]), np.ones(3, dtype=int)
+    first = evaluate_attack(estimator, x, x, y, n=500, alpha=1e-9)
+    assert first.clean.tolist() == [1, 0, ABSTAIN]
+    seen = []
+    votes, estimator.votes = estimator.votes, lambda x, *args, **kwargs: seen.append(x) or votes(x, *args, **kwargs)
+    again = evaluate_attack(estimator, x, -x, y, n=500, alpha=1e-9, clean=first.clean)
+    assert again.clean.tolist() == [1, 0, ABSTAIN]
+    assert again.attacked.tolist() == [0, 1, ABSTAIN]
+    (only,) = seen
+    assert torch.equal(only, torch.from_numpy(-x))
+
+
 def test_a_wrong_class_is_said_no_more_often_than_alpha():
     """At p = 1/2 + .02 PREDICT may say the other class with probability alpha at most; false alarm below 1e-6."""
     alpha, m = 0.05, 2_000
@@ -94,6 +108,8 @@ def test_takes_tensors():
         ({"x_adv": zeros(3) + 1.2}, r"`x_adv` must lie within .*`clip_values` = \[0. 1.\], got values beyond .* 0.2"),
         ({"y": [1, 1]}, r"`y` must have shape \(3,\)"),
         ({"y": np.full((3, 2), 0.5)}, "`y` must name one class per input to judge an attack"),
+        ({"clean": [1, 1]}, r"`clean` must be 3 whole numbers, got int64 of shape \(2,\)"),
+        ({"clean": [1.0, 1.0, 1.0]}, r"`clean` must be 3 whole numbers, got float64 of shape \(3,\)"),
         ({"n": 3}, "`n` must be at least"),
         ({"alpha": 0.0}, r"`alpha` must be in \(0, 1\), got 0.0"),
         ({"confidence": 1.0}, r"`confidence` must be in \(0, 1\), got 1.0"),
