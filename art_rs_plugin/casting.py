@@ -89,11 +89,6 @@ class Casting(_Base):
         program, count = self._arithmetic.program, count if side_by_side(self) else 1
         if program is not None:
             return [lambda x: program(preprocessed(self, x, False))] * count
-        return self._eager_forwards(count)
-
-    def _eager_forwards(self, count: int) -> list[Forward]:
-        """As `_forwards`, never compiled, so that gradients pass through."""
-        count = count if side_by_side(self) else 1
         return [partial(self._logits, model=model) for model in replicas(self.model, count)]
 
     def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:

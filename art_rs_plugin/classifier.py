@@ -248,12 +248,13 @@ class TorchClassifier(PyTorchClassifier):
 
     def _loss_per_row(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The estimator's loss for every row by itself, whatever its `reduction`; `target` as from `_labels`."""
-        loss = copy.copy(self._loss)
-        loss.reduction = "none"
+        loss = self._loss
         soft = isinstance(loss, torch.nn.CrossEntropyLoss) and bool((target.amax(dim=1) < 1.0).any())
         if type(loss) is torch.nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing and not soft:
             labels = target.argmax(dim=1)
             return -log_probability(logits, labels).masked_fill(labels == loss.ignore_index, 0.0)
+        loss = copy.copy(loss)
+        loss.reduction = "none"
         value: torch.Tensor = loss(logits, target.argmax(dim=1) if self._loss_takes_indices and not soft else target)
         return value.flatten(1).mean(dim=1) if value.ndim > 1 else value
 

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from numpy.typing import ArrayLike
 
 from art_rs_plugin.asking import refuse_attacks
 from art_rs_plugin.classifier import TorchClassifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
 from art_rs_plugin.fitting import Fitting
-from art_rs_plugin.inputs import checked_indices
 from art_rs_plugin.noise import NOISES, Gaussian, NoNoise
 from art_rs_plugin.smoothed import (
     Draws,
@@ -198,25 +196,19 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         labels = self._labels(y, len(inputs))
         chosen = LOSSES[checks.one_of("objective", objective, LOSSES)](self)
         with mode(self.model, training=training_mode), self._arithmetic.as_is():
-            # in training mode a pass may change the model: one after the other
-            forwards = (lambda _: [self._logits]) if training_mode else self._eager_forwards
-            return chosen.probe(forwards, inputs, labels, draws, batch_size=self._rows(batch_size, inputs))
+            return chosen.probe(self._logits, inputs, labels, draws, batch_size=self._rows(batch_size, inputs))
 
-    def draws(
-        self, num_samples: int, *, base: bool = False, shared: bool = False, indices: ArrayLike | None = None
-    ) -> Draws:
+    def draws(self, num_samples: int, *, base: bool = False, shared: bool = False) -> Draws:
         """Noise for one gradient, fresh at every call; none for the base classifier.
 
         With a seed it is named by `gradient_calls`, how many there have been: who sets that back repeats them.
 
         :param shared: Whether all rows of a batch meet the same draws.
-        :param indices: (m,) different whole numbers that name the rows' noise streams; their positions if None.
         """
         if base:
             return Draws(NoNoise(), count=1, seed=0)
         call, self.gradient_calls = self.gradient_calls, self.gradient_calls + 1
-        names = None if indices is None else tuple(checked_indices(indices, np.size(indices)).tolist())
-        return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call, shared, names)
+        return Draws(self.noise, checks.whole("num_samples", num_samples), self._call_seed(), call, shared)
 
     def smoothed_classifier(
         self,

@@ -20,8 +20,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from art_rs_plugin.noise import Noise, Purpose, seed_generator
-from art_rs_plugin.votes import BLOCK, Forward, Forwards, mode
-from art_rs_plugin.workers import Work, side_by_side
+from art_rs_plugin.votes import BLOCK, Forward, mode
 
 PerDraw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits (rows, classes), labels (rows, ...)) -> one value per row (rows,)."""
@@ -57,9 +56,12 @@ class Draws:
         generator = torch.Generator(x.device)
         named: Sequence[int] = rows if self.names is None else [self.names[row] for row in rows]
         named = [0] if self.shared else named
-        noise = torch.empty((len(named), min(self.count, BLOCK), *x.shape[1:]), dtype=x.dtype, device=x.device)
+        # images with channels last in memory, as votes have them: convolutions are fastest so
+        shape = (x.shape[2], x.shape[3], x.shape[1]) if x.ndim == 4 else x.shape[1:]
+        noise = torch.empty((len(named), min(self.count, BLOCK), *shape), dtype=x.dtype, device=x.device)
         for row, of_row in zip(named, noise, strict=True):
             self.noise.fill_(of_row, seed_generator(generator, self.seed, Purpose.GRADIENT, self.call, row, start))
+        noise = noise.permute(0, 1, 4, 2, 3) if x.ndim == 4 else noise
         return noise[:, : self.count - start].expand(len(rows), *[-1] * x.ndim)
 
 
@@ -105,31 +107,20 @@ class SmoothedLoss:
     per_draw: PerDraw
     log_mean_exp: bool
 
-    def probe(self, forwards: Forwards, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int) -> Probe:
+    def probe(self, forward: Forward, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int) -> Probe:
         """Value, gradient and votes for every row of `x`, each row by itself (no division by the number of rows).
 
-        :param forwards: Of f, one for every worker; on a CPU every torch thread is one, if there are rows enough.
-        :param x: (m, *shape) in input coordinates; noise is added to it before f.
+        :param x: (m, *shape) in input coordinates; noise is added to it before `forward`.
         :param y: (m, ...) labels as `per_draw` takes them.
         :param batch_size: Noisy copies per forward pass, at most.
         """
         if not len(x):
             return Probe(x.new_zeros(0), torch.zeros_like(x), x.new_zeros((0, 0), dtype=torch.int64))
-        groups = _groups(len(x), draws, batch_size)
-        threads = torch.get_num_threads() if x.device.type == "cpu" else 1
-        functions, work = forwards(max(1, min(threads, len(groups)))), Work(iter(groups))
-
-        def run(forward: Forward) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-            done = {}
-            for rows in work:
-                chunks, here = draws.chunks(x, rows, max(1, batch_size // len(rows))), slice(rows.start, rows.stop)
-                with torch.enable_grad():
-                    done[rows.start] = self._probe_rows(forward, x[here].detach(), y[here], chunks)
-            return done
-
-        made = side_by_side(functions, run, work, threads) if len(functions) > 1 else [run(functions[0])]
-        parts = {start: part for done in made for start, part in done.items()}
-        value, gradient, votes = map(torch.cat, zip(*(parts[rows.start] for rows in groups), strict=True))
+        parts = []
+        for rows, chunks in _chunked(x, draws, batch_size):
+            here = slice(rows.start, rows.stop)
+            parts.append(self._probe_rows(forward, x[here].detach(), y[here], chunks))
+        value, gradient, votes = map(torch.cat, zip(*parts, strict=True))
         if self.log_mean_exp:
             return Probe(math.log(draws.count) - value, -gradient, votes)
         return Probe(value / draws.count, gradient / draws.count, votes)
@@ -141,11 +132,12 @@ class SmoothedLoss:
         total, gradient = x.new_full((len(x),), -math.inf if self.log_mean_exp else 0.0), torch.zeros_like(x)
         votes = x.new_zeros((len(x), 1), dtype=torch.int64)  # a column a class, once there are logits
         for noise in chunks:
-            clean = x.clone().requires_grad_(True)
-            logits, labels = _logits_and_labels(forward, clean, y, noise)
-            per_draw = self.per_draw(logits, labels).view(noise.shape[:2])
-            part = torch.logsumexp(per_draw, dim=1) if self.log_mean_exp else per_draw.sum(dim=1)
-            (part_gradient,) = torch.autograd.grad(part.sum(), clean)
+            with torch.enable_grad():
+                clean = x.clone().requires_grad_(True)
+                logits, labels = _logits_and_labels(forward, clean, y, noise)
+                per_draw = self.per_draw(logits, labels).view(noise.shape[:2])
+                part = torch.logsumexp(per_draw, dim=1) if self.log_mean_exp else per_draw.sum(dim=1)
+                (part_gradient,) = torch.autograd.grad(part.sum(), clean)
             part, named = part.detach(), logits.detach().argmax(dim=1).view(noise.shape[:2])
             votes = votes + torch.nn.functional.one_hot(named, logits.shape[1]).sum(dim=1)
             if self.log_mean_exp:
@@ -166,9 +158,9 @@ def mean_softmax_gradient(
     :return: (m, k, *shape).
     """
     gradients = x.new_zeros((*classes.shape, *x.shape[1:]))
-    for rows in _groups(len(x), draws, batch_size):
+    for rows, chunks in _chunked(x, draws, batch_size):
         here = slice(rows.start, rows.stop)
-        for noise in draws.chunks(x, rows, max(1, batch_size // len(rows))):
+        for noise in chunks:
             clean = x[here].detach().requires_grad_(True)
             logits, repeated = _logits_and_labels(forward, clean, classes[here], noise)
             probability = torch.softmax(logits, dim=1).gather(1, repeated)
@@ -250,23 +242,28 @@ class SmoothedModule(torch.nn.Module):
         """Log of the sum over a piece of a block of draws of the softmax, (len(rows), classes)."""
         noise = draws.block(x.detach(), rows, start)[:, piece]
         with mode(self.base, training=False):  # here, for it runs once more when the gradient is taken
-            noisy = (x.unsqueeze(1) + noise).flatten(0, 1)
-            logits = self.logits(noisy, model=self.base)
+            logits = self.logits(_noisy(x, noise), model=self.base)
         return torch.logsumexp(torch.log_softmax(logits, dim=1).view(*noise.shape[:2], -1), dim=1)
 
 
-def _groups(m: int, draws: Draws, batch_size: int) -> list[range]:
-    """`m` rows in groups, of which a block of draws each makes at most `batch_size` noisy copies, where it can."""
+def _chunked(x: torch.Tensor, draws: Draws, batch_size: int) -> Iterator[tuple[range, Iterator[torch.Tensor]]]:
+    """Rows of `x` in groups, and the groups' noise in chunks, at most `batch_size` noisy copies at a time."""
     group = max(1, batch_size // min(draws.count, BLOCK))
-    return [range(start, min(start + group, m)) for start in range(0, m, group)]
+    for start in range(0, len(x), group):
+        rows = range(start, min(start + group, len(x)))
+        yield rows, draws.chunks(x, rows, max(1, batch_size // len(rows)))
 
 
 def _logits_and_labels(
     forward: Forward, clean: torch.Tensor, y: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the noisy copies (rows x draws, classes), and each copy's label."""
-    noisy = (clean.unsqueeze(1) + noise).flatten(0, 1)
-    return forward(noisy), y.repeat_interleave(noise.shape[1], dim=0)
+    return forward(_noisy(clean, noise)), y.repeat_interleave(noise.shape[1], dim=0)
+
+
+def _noisy(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Noisy copies (rows x draws, *shape), in the layout of the noise, which is why it comes first."""
+    return (noise + clean.unsqueeze(1)).flatten(0, 1)
 
 
 def _scale(gradient: torch.Tensor, log_weight: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,11 @@ and one batch a worker, whatever the number of votes; counts stay on the device 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
-from art_rs_plugin.workers import Work, side_by_side
 
 BLOCK = 64
 """Rows of noise in a block. Part of what a seed means, as is their layout (see `_flat`): others give other votes."""
@@ -66,7 +68,7 @@ def count_votes(
     rows, flat = max(2, batch_size), _flat(x)
     on_cpu = x.device.type == "cpu"
     passes = -(-sum(request.votes for request in requests) // rows)
-    work = Work(_passes(requests, rows), at_once=-(-BLOCK // rows))
+    work = _Work(_passes(requests, rows), at_once=-(-BLOCK // rows))
     threads = torch.get_num_threads() if on_cpu else 1
     functions = forwards(max(1, min(threads, passes)))
 
@@ -77,7 +79,7 @@ def count_votes(
                 worker.vote(pieces)
         return worker.counts
 
-    counts = torch.stack(side_by_side(functions, cast, work, threads)).sum(dim=0) if on_cpu else cast(functions[0])
+    counts = _side_by_side(cast, functions, threads, work) if on_cpu else cast(functions[0])
     result: NDArray[np.int64] = counts[:-1].cpu().numpy()
     spoilt = np.flatnonzero(result[:, nb_classes])
     if len(spoilt):
@@ -112,12 +114,14 @@ def example_batch(x: torch.Tensor, noise: Gaussian) -> torch.Tensor:
 def mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Put `model` into training or evaluation mode, and every one of its modules back as it was afterwards."""
     before = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    if any(was_training != training for _, was_training in before):
+        model.train(training)
     try:
         yield
     finally:
         for module, was_training in before:
-            module.training = was_training
+            if module.training != was_training:  # a module takes long to set
+                module.training = was_training
 
 
 class _Piece(NamedTuple):
@@ -144,6 +148,23 @@ def _passes(requests: Sequence[Request], rows: int) -> Iterator[list[_Piece]]:
                 pieces, free = [], rows
     if pieces:
         yield pieces
+
+
+class _Work:
+    """Forward passes dealt out to workers, each pass once; `at_once` in a row, so that a block is drawn by one."""
+
+    def __init__(self, passes: Iterator[list[_Piece]], at_once: int) -> None:
+        self._passes, self._at_once = passes, at_once
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[list[_Piece]]:
+        while not self.stopped:
+            with self._lock:
+                some = list(islice(self._passes, self._at_once))
+            if not some:
+                return
+            yield from some
 
 
 class _Worker:
@@ -202,6 +223,33 @@ class _Worker:
                 return
             self._drawn = piece.position, piece.block
         out.copy_(self._block[piece.first : piece.last])
+
+
+def _side_by_side(
+    cast: Callable[[Forward], torch.Tensor], functions: Sequence[Forward], threads: int, work: _Work
+) -> torch.Tensor:
+    """The sum of what each forward function counts in a thread of its own.
+
+    One alone gets a thread too: what is freed in a thread's arena stays mapped, while in the main one every activation
+    is mapped anew, and page faults take up to a third of the time. For the same reason a block just below 32 MiB is
+    taken and freed first: it moves glibc's thresholds, above which it maps and trims, to the most that they can be.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+    def run(forward: Forward) -> torch.Tensor:
+        torch.set_num_threads(max(1, threads // len(functions)))
+        try:
+            return cast(forward)
+        finally:
+            torch.set_num_threads(threads)  # also what threads that start later begin with
+
+    with ThreadPoolExecutor(len(functions), thread_name_prefix="art-rs-votes") as pool:
+        try:
+            futures = [pool.submit(run, function) for function in functions]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            work.stopped = True  # an error, or Ctrl-C: the others stop after their forward pass
+    return torch.stack([future.result() for future in futures]).sum(dim=0)
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

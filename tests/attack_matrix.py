@@ -38,8 +38,7 @@ from attack_subjects import CASES, GENERATE, SAMPLES, Case, answering, build, pl
 from torch import nn
 
 GRADIENTS = {f"estimator.{name}" for name in ("loss_gradient", "class_gradient", "compute_loss", "probe")}
-GRADIENTS |= {"smoothed.run"}  # where a worker's thread begins, as it does for votes in the other
-THROUGH_G = {"votes.cast", *GRADIENTS}
+THROUGH_G = {"votes.run", *GRADIENTS}
 # `_log_sum` is how the module is evaluated once more for a gradient
 THROUGH_MODULE = {"smoothed.forward", "smoothed._log_sum"}
 REFUSED = re.compile(r"^TypeError: \w+ .*: give it estimator\.smoothed_classifier\(num_samples=\.\.\.\) instead")
@@ -150,7 +149,7 @@ def entry() -> str:
     frame, name = sys._getframe(1), ""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("art_rs_plugin.") and module != "art_rs_plugin.workers":
+        if module.startswith("art_rs_plugin."):
             name = f"{module.rpartition('.')[2]}.{frame.f_code.co_name}"
         frame = frame.f_back
     return name

@@ -83,3 +83,21 @@ class TestForms:
         given = smoothed(preprocessing).class_gradient(make(X), make(LABELS[labels]), num_samples=COUNT)
         assert close(given, expected[np.arange(4), Y][:, None])
         assert close(smoothed(preprocessing).class_gradient(make(X), num_samples=COUNT), expected)
+
+
+def test_gradients_are_there_without_grad_mode_too():
+    expected = smoothed("none").loss_gradient(X, Y, num_samples=10)
+    with torch.no_grad():
+        assert np.array_equal(smoothed("none").loss_gradient(X, Y, num_samples=10), expected)
+    assert np.abs(expected).max() > 0
+
+
+def test_the_model_meets_images_with_channels_last():
+    seen = []
+    estimator = smoothed("none")
+    estimator.predict(X, n=20)
+    estimator.model.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    estimator.loss_gradient(X, Y, num_samples=10)
+    assert seen == [True]

@@ -27,7 +27,7 @@ LAYERS = [
     {"ascent", "smoothed"},
     {"arithmetic"},
     {"votes"},
-    {"noise", "workers"},
+    {"noise"},
     {"core"},
 ]
 HEIGHT = {room: len(LAYERS) - depth for depth, rooms in enumerate(LAYERS) for room in rooms}

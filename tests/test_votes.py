@@ -236,7 +236,7 @@ class TestMemory:
     @pytest.mark.parametrize("batch_size", [2, 64, 1_000])
     def test_no_tensor_grows_with_the_votes(self, batch_size, monkeypatch):
         # a dispatch mode sees its own thread alone
-        monkeypatch.setattr(votes, "side_by_side", lambda functions, cast, work, threads: [cast(functions[0])])
+        monkeypatch.setattr(votes, "_side_by_side", lambda cast, functions, threads, work: cast(functions[0]))
         largest = {}
         for number in (BLOCK, 4_000):
             with Sizes() as sizes:

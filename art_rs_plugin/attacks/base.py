@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from art_rs_plugin.ascent import Look, Objective
@@ -39,7 +39,7 @@ class Batch:
     x: torch.Tensor
     y: torch.Tensor
     rows: slice
-    names: NDArray[np.int64]
+    names: tuple[int, ...]
     box: tuple[torch.Tensor, torch.Tensor] | None
     mask: torch.Tensor | None
     on_looks: Callable[[int], object]
@@ -122,7 +122,7 @@ class SmoothedAttack(EvasionAttack):
                     x=inputs[rows].to(self.estimator.device),
                     y=labels[rows],
                     rows=rows,
-                    names=names[rows],
+                    names=tuple(names[rows].tolist()),
                     box=box,
                     mask=None if where is None else where[rows].to(self.estimator.device),
                     on_looks=bar.update,
@@ -146,7 +146,7 @@ class SmoothedAttack(EvasionAttack):
         sign = -1.0 if self.targeted else 1.0
 
         def draw() -> Draws:
-            return self.estimator.draws(self.num_samples, indices=batch.names)
+            return replace(self.estimator.draws(self.num_samples), names=batch.names)
 
         kept = draw() if self.fixed_noise else None
 

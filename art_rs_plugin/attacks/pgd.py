@@ -113,7 +113,7 @@ class SmoothedPGD(SmoothedAttack):
         """A random perturbation for every input, from a stream of the next gradient's that no draw has."""
         draws, delta = self.estimator.draws(1), torch.empty_like(batch.x)
         generator, ball = torch.Generator(delta.device), NORMS[self.norm]
-        for row, name in enumerate(batch.names.tolist()):
+        for row, name in enumerate(batch.names):
             seed_generator(generator, draws.seed, Purpose.GRADIENT, draws.call, name)
             delta[row] = ball.sample(delta[row : row + 1], eps[row : row + 1], generator)[0]
         return delta
