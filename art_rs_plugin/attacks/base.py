@@ -44,6 +44,11 @@ class Batch:
     mask: torch.Tensor | None
     on_looks: Callable[[int], object]
 
+    def lengths(self, value: Any) -> torch.Tensor:
+        """Of one number for all inputs of the attack, or one for each, those of these inputs: float32 (m,)."""
+        some = value[self.rows] if np.ndim(value) else np.full(len(self.x), value)
+        return torch.as_tensor(some, dtype=torch.float32, device=self.x.device)
+
 
 class SmoothedAttack(EvasionAttack):
     """An attack that follows the gradient of the smoothed classifier's loss over noise draws.
@@ -111,6 +116,9 @@ class SmoothedAttack(EvasionAttack):
         else:
             labels = torch.from_numpy(self.estimator.predict(inputs, is_abstain=False).argmax(axis=1))
         labels = labels.to(self.estimator.device)
+        for name, value in self._lengths.items():
+            if np.ndim(value) and len(value) != m:
+                raise ValueError(f"`{name}` must be one number, or one for each of the {m} inputs, got {len(value)}")
         box, where, names = self._box(inputs), self._mask(mask, inputs), checked_indices(indices, m)
         calls = self.estimator.gradient_calls
         made = []
@@ -136,6 +144,11 @@ class SmoothedAttack(EvasionAttack):
     def _steps(self) -> int:
         """Looks at an input."""
         return self.max_iter
+
+    @property
+    @abstractmethod
+    def _lengths(self) -> dict[str, Any]:
+        """By name, what may be one number or one for each input."""
 
     @abstractmethod
     def _perturb(self, batch: Batch) -> torch.Tensor:
@@ -221,10 +234,3 @@ def checked_lengths(name: str, value: Any, *, above_zero: bool) -> float | np.nd
         got = f"shape {lengths.shape}" if lengths.ndim > 1 else repr(value if lengths.ndim == 0 else lengths[~good][0])
         raise ValueError(f"`{name}` must be a finite number {rule}, or one for each input, got {got}")
     return float(lengths) if lengths.ndim == 0 else lengths
-
-
-def lengths_of(name: str, value: float | np.ndarray[Any, Any], m: int, device: torch.device) -> torch.Tensor:
-    """A length for each of `m` inputs, float32 (m,)."""
-    if np.ndim(value) == 1 and len(np.asarray(value)) != m:
-        raise ValueError(f"`{name}` must be one number, or one for each of the {m} inputs, got {np.size(value)}")
-    return torch.as_tensor(np.broadcast_to(value, (m,)).copy(), dtype=torch.float32, device=device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from art_rs_plugin.ascent import NORMS, Decoupled, Look, ascend, per_row
-from art_rs_plugin.attacks.base import Batch, SmoothedAttack
+from art_rs_plugin.attacks.base import Batch, SmoothedAttack, checked_lengths
 from art_rs_plugin.core import checks
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 
@@ -22,7 +24,8 @@ class SmoothedDDN(SmoothedAttack):
     :param estimator: The smoothed classifier.
     :param max_iter: Steps.
     :param num_samples: Noise draws per input and step.
-    :param init_eps: Norm to begin with, and length of the first step, in the unit of `x`.
+    :param init_eps: Norm to begin with, and length of the first step, in the unit of `x`: a number, or (m,) numbers,
+        one for each input.
     :param gamma: By what share a step changes the norm, in (0, 1).
     :param num_votes: Votes that settle the length.
     :param overshoot: How much longer than where the most voted class changes the perturbation is made, as a share: at
@@ -49,7 +52,7 @@ class SmoothedDDN(SmoothedAttack):
         *,
         max_iter: int = 50,
         num_samples: int = 32,
-        init_eps: float = 1.0,
+        init_eps: Any = 1.0,
         gamma: float = 0.05,
         num_votes: int = 1_000,
         overshoot: float = 0.02,
@@ -71,6 +74,10 @@ class SmoothedDDN(SmoothedAttack):
             verbose=verbose,
         )
 
+    @property
+    def _lengths(self) -> dict[str, Any]:
+        return {"init_eps": self.init_eps}
+
     def _perturb(self, batch: Batch) -> torch.Tensor:
         x, objective = batch.x, self._objective_of(batch)
         best, least = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -84,7 +91,7 @@ class SmoothedDDN(SmoothedAttack):
             least = torch.where(better, norm, least)
             return look
 
-        eps = torch.full((len(x),), self.init_eps, device=x.device)
+        eps = batch.lengths(self.init_eps)
         mover = Decoupled(eps, self.max_iter, self.gamma)
         last = ascend(x, remembering, mover, steps=self.max_iter, box=batch.box, mask=batch.mask)
         return self._shortest(batch, torch.where(per_row(least < torch.inf, x), best, last) - x)
@@ -115,7 +122,7 @@ class SmoothedDDN(SmoothedAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        self.init_eps = checks.positive("init_eps", self.init_eps)
+        self.init_eps = checked_lengths("init_eps", self.init_eps, above_zero=True)
         self.gamma = checks.in_unit_interval("gamma", self.gamma)
         self.num_votes = checks.whole("num_votes", self.num_votes)
         self.overshoot = checks.non_negative("overshoot", self.overshoot)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from art_rs_plugin.ascent import NORMS, Projected, ascend, checked_norm, per_row
-from art_rs_plugin.attacks.base import Batch, SmoothedAttack, checked_lengths, lengths_of
+from art_rs_plugin.attacks.base import Batch, SmoothedAttack, checked_lengths
 from art_rs_plugin.core import checks
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.noise import Purpose, seed_generator
@@ -84,19 +82,14 @@ class SmoothedPGD(SmoothedAttack):
     def _steps(self) -> int:
         return max(1, self.num_random_init) * (self.max_iter + (self.num_random_init > 1))
 
-    def generate(
-        self, x: Any, y: Any = None, *, mask: Any = None, indices: ArrayLike | None = None, **kwargs: Any
-    ) -> Any:
-        """Perturb `x` by at most `eps` each, see `SmoothedAttack.generate`."""
-        for name in ("eps", "eps_step"):
-            if getattr(self, name) is not None:
-                lengths_of(name, getattr(self, name), len(x), torch.device("cpu"))  # before any work is done
-        return super().generate(x, y, mask=mask, indices=indices, **kwargs)
+    @property
+    def _lengths(self) -> dict[str, Any]:
+        return {"eps": self.eps} | ({} if self.eps_step is None else {"eps_step": self.eps_step})
 
     def _perturb(self, batch: Batch) -> torch.Tensor:
         x, objective = batch.x, self._objective_of(batch)
-        eps = self._of_rows("eps", self.eps, batch)
-        step = 2.5 * eps / self.max_iter if self.eps_step is None else self._of_rows("eps_step", self.eps_step, batch)
+        eps = batch.lengths(self.eps)
+        step = 2.5 * eps / self.max_iter if self.eps_step is None else batch.lengths(self.eps_step)
         best, highest = x, x.new_full((len(x),), -torch.inf)
         for _ in range(max(1, self.num_random_init)):
             start = self._start(batch, eps) if self.num_random_init else None
@@ -117,10 +110,6 @@ class SmoothedPGD(SmoothedAttack):
             seed_generator(generator, draws.seed, Purpose.GRADIENT, draws.call, name)
             delta[row] = ball.sample(delta[row : row + 1], eps[row : row + 1], generator)[0]
         return delta
-
-    @staticmethod
-    def _of_rows(name: str, value: Any, batch: Batch) -> torch.Tensor:
-        return lengths_of(name, value[batch.rows] if np.ndim(value) else value, len(batch.x), batch.x.device)
 
     def _check_params(self) -> None:
         super()._check_params()

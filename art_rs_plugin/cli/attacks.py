@@ -88,7 +88,17 @@ def attack(
 
         images = options.load(data, split, data_root, download)
         estimator = options.smoothed(
-            checkpoint, images, sigma, model, device, precision, compile_, n=n, alpha=alpha, seed=seed
+            checkpoint,
+            images,
+            sigma,
+            model,
+            device,
+            precision,
+            compile_,
+            n=n,
+            alpha=alpha,
+            seed=seed,
+            clip_values=(0.0, 1.0),
         )
         plan = attacks.Plan(
             attack=attack_.value,
@@ -149,7 +159,17 @@ def tightness(
         multiples = options.numbers(times, "times")
         images = options.load(data, split, data_root, download)
         estimator = options.smoothed(
-            checkpoint, images, sigma, model, device, precision, compile_, n=n, alpha=alpha, seed=seed
+            checkpoint,
+            images,
+            sigma,
+            model,
+            device,
+            precision,
+            compile_,
+            n=n,
+            alpha=alpha,
+            seed=seed,
+            clip_values=(0.0, 1.0),
         )
         made = attacks.certified(certificates, estimator, images)
         plan = attacks.Plan(attack=attack_.value, max_iter=max_iter, num_samples=num_samples, objective=objective.value)

@@ -59,7 +59,7 @@ def _ddn(estimator: RandomizedSmoothingPyTorch, plan: Plan, eps: NDArray[np.floa
         max_iter=plan.max_iter,
         num_samples=plan.num_samples,
         objective=plan.objective,
-        init_eps=float(np.median(eps[eps > 0])) if (eps > 0).any() else 1.0,
+        init_eps=np.where(eps > 0, eps, 1.0),
         batch_size=rows,
     )
 

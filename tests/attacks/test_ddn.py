@@ -81,7 +81,7 @@ def test_targeted_seeks_the_class():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init_eps": 0.0}, "`init_eps` must be a finite number above 0, got 0.0"),
+        ({"init_eps": 0.0}, "`init_eps` must be a finite number above 0, or one for each input, got 0.0"),
         ({"gamma": 1.0}, r"`gamma` must be in \(0, 1\), got 1.0"),
         ({"num_votes": 0}, "`num_votes` must be at least 1, got 0"),
         ({"overshoot": -0.1}, "`overshoot` must be a finite number of at least 0, got -0.1"),
@@ -90,6 +90,18 @@ def test_targeted_seeks_the_class():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         SmoothedDDN(plane(0.5)[1], **options)
+
+
+def test_every_input_may_begin_at_a_norm_of_its_own():
+    settings = {"max_iter": 1, "num_samples": 8, "num_votes": 100, "overshoot": 0.0}
+    _, estimator = plane(5.0)  # too far to be reached: five doublings of what one step made
+    made = SmoothedDDN(estimator, init_eps=np.array([0.1, 0.2, 1.0]), **settings)
+    last = []
+    made._shortest = lambda batch, direction: last.append(direction) or batch.x
+    made.generate(zeros(3), ONES)
+    np.testing.assert_allclose(lengths(last[0].numpy(), zeros(3)), [0.105, 0.21, 1.05], rtol=1e-5)
+    with pytest.raises(ValueError, match="`init_eps` must be one number, or one for each of the 2 inputs, got 3"):
+        SmoothedDDN(estimator, init_eps=np.array([0.1, 0.2, 1.0])).generate(zeros(2), ONES[:2])
 
 
 def test_has_params_of_art():
