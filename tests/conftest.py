@@ -1,12 +1,15 @@
 """Shared fixtures: where real data and published references lie. Without them such tests skip, and say why."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # the tests speak of the CPU, also where a GPU is: what a GPU does is measured in benchmarks/
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# a shell ignores Ctrl-C in what it runs in the background, and whoever it starts inherits that: tests send the signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # small networks run faster on one thread, and threads that wait for each other slow down whatever else is running
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -63,6 +63,7 @@ class TestStream:
             "estimation",
             "prediction",
             "gradient",
+            "judging",
             "training",
             "shuffling",
             "initialisation",
@@ -105,7 +106,7 @@ class TestStream:
         correlation = np.corrcoef(drawn.astype(np.float64))[np.triu_indices(len(NEIGHBOURS), k=1)]
         # of independent Gaussian rows, correlation times sqrt(values) is N(0, 1), up to lighter tails
         limit = norm.isf(FALSE_ALARM / 2 / correlation.size) / math.sqrt(values)
-        assert correlation.size == 162 * 161 // 2
+        assert correlation.size == 180 * 179 // 2
         assert np.abs(correlation).max() < limit < 0.11
 
     def test_do_not_overlap(self):
