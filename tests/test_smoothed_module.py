@@ -192,3 +192,17 @@ def test_attacks_on_it_move_g(attack, fixed):
     before = estimator.votes(X, 2_000)[np.arange(4), top]
     after = estimator.votes(made, 2_000)[np.arange(4), top]
     assert (after < before - 200).sum() >= 3
+
+
+def test_an_attacks_batch_size_counts_inputs_and_a_users_noisy_copies():
+    rows, model = [], network()
+    estimator = smoothed(model)
+    estimator.predict(X, n=20)
+    model.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    estimator.predict(X[:1], batch_size=5, n=20)
+    assert set(rows) == {5}
+    rows.clear()
+    stranger = types.ModuleType("art.attacks.evasion.newcomer")
+    exec("def ask(estimator, x):\n    return estimator.predict(x, batch_size=1, n=20)\n", stranger.__dict__)
+    stranger.ask(estimator, X[:1])
+    assert set(rows) == {64}
