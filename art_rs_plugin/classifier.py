@@ -19,7 +19,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 
 from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
-from art_rs_plugin.inputs import checked_inputs, class_distributions
+from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices
 from art_rs_plugin.preprocessing import preprocessed
 from art_rs_plugin.smoothed import log_probability
 from art_rs_plugin.votes import ModelOutputError, mode
@@ -205,11 +205,7 @@ class TorchClassifier(PyTorchClassifier):
 
     def _hard_labels(self, y: Any, m: int, purpose: str) -> torch.Tensor:
         """Labels of `m` inputs as class indices, int64 (m,): one class each, which `purpose` asks for."""
-        top, labels = self._labels(y, m).max(dim=1)
-        if (top < 1.0).any():
-            row = int(torch.argmin(top))
-            raise ValueError(f"`y` must name one class per input to {purpose}, got {top[row]:.6g} of one at y[{row}]")
-        return labels
+        return class_indices(self._labels(y, m), purpose)
 
     def _understand(self, x: torch.Tensor) -> None:
         """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""

@@ -78,6 +78,15 @@ def class_distributions(name: str, y: Any, m: int, nb_classes: int, device: torc
     return torch.where(abstained[:, None], torch.full_like(y, 1.0 / nb_classes), y)
 
 
+def class_indices(distributions: torch.Tensor, purpose: str) -> torch.Tensor:
+    """Class distributions (m, nb_classes) as int64 (m,); ValueError unless each names one class, as `purpose` asks."""
+    top, labels = distributions.max(dim=1)
+    if (top < 1.0).any():
+        row = int(torch.argmin(top))
+        raise ValueError(f"`y` must name one class per input to {purpose}, got {top[row]:.6g} of one at y[{row}]")
+    return labels
+
+
 def as_tensor(name: str, value: Any) -> torch.Tensor:
     """An array, or what NumPy makes one of, as a tensor; a tensor as it is, without its graph."""
     if isinstance(value, torch.Tensor):
