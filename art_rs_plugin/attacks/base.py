@@ -100,7 +100,7 @@ class SmoothedAttack(EvasionAttack):
         :param x: Inputs (m, *input_shape) within the estimator's `clip_values`, array or tensor.
         :param y: Labels, (m,) indices or (m, nb_classes) one-hot: the true classes, or those to reach. If None, the
             most voted ones, which an attack that is to be judged by true labels should not rely on.
-        :param mask: Broadcast to `x`: only where it is not zero `x` is perturbed, and as far as it says.
+        :param mask: Broadcast to `x`: only where it is not zero `x` is perturbed.
         :param indices: (m,) different whole numbers that name the inputs' noise streams; their positions if None. With
             a seed, what becomes of an input follows from it, its index and the estimator's `gradient_calls`.
         :param kwargs: Ignored, as by ART's own attacks.
@@ -199,7 +199,7 @@ class SmoothedAttack(EvasionAttack):
             return None
         given = as_tensor("mask", mask).to(x.device, torch.float32)
         try:
-            return given.expand_as(x)
+            return (given != 0).to(torch.float32).expand_as(x)  # a weight would count once a step, and lead out of eps
         except RuntimeError:
             raise ValueError(
                 f"`mask` must broadcast to `x` of shape {tuple(x.shape)}, got {tuple(given.shape)}"

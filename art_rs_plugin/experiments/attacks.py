@@ -171,7 +171,11 @@ def attack(
 
     rule = {"name": "attack", **asdict(plan), **within, "n": n, "alpha": alpha}
     rule["norm"] = str(rule["norm"])  # JSON has no infinity
-    fill(estimator, data, indices, out, kind="attack", rule=rule, rows=rows, on_row=on_row)
+    calls = estimator.gradient_calls
+    try:
+        fill(estimator, data, indices, out, kind="attack", rule=rule, rows=rows, on_row=on_row)
+    finally:
+        estimator.gradient_calls = calls
 
 
 def _within(x: NDArray[np.float32], made: NDArray[np.float32], eps: NDArray[np.float64], norm: float | str) -> Any:

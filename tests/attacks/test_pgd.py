@@ -77,7 +77,7 @@ class TestBalls:
         model, estimator = plane(0.5)
         mask = np.zeros((3, 32, 32), dtype=np.float32)
         mask[1, 4:8, 4:8] = 1
-        for given in (mask, torch.from_numpy(mask)):
+        for given in (mask, torch.from_numpy(mask), 3 * mask, mask > 0):
             made = SmoothedPGD(estimator, eps=0.2, max_iter=4, num_samples=4).generate(zeros(2), ONES[:2], mask=given)
             assert (made[:, mask == 0] == 0).all()
             expected = -mask * model.w.numpy().reshape(mask.shape)
