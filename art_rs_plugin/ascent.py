@@ -116,11 +116,13 @@ class Decoupled:
     :param eps: (m,) norms to begin with.
     :param steps: How many will be taken.
     :param gamma: By what share a step changes the norm, in (0, 1).
+    :param most: (m,) norms that are never exceeded, if there are any.
     """
 
     eps: torch.Tensor
     steps: int
     gamma: float = 0.05
+    most: torch.Tensor | None = None
     _norm: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +132,7 @@ class Decoupled:
         """The next perturbation."""
         length = self.eps * (0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2)
         self._norm = torch.where(look.fools, (1 - self.gamma) * self._norm, (1 + self.gamma) * self._norm)
+        self._norm = self._norm if self.most is None else torch.minimum(self._norm, self.most)
         moved = delta + per_row(length, delta) * NORMS[2].steepest(look.gradient)
         return NORMS[2].steepest(moved) * per_row(self._norm, delta)
 

@@ -18,6 +18,7 @@ from art_rs_plugin.training.batches import Augment, loader_batches
 from art_rs_plugin.training.checkpoint import Epoch, read_checkpoint
 from art_rs_plugin.training.gaussian import GaussianAugmentation
 from art_rs_plugin.training.loop import train
+from art_rs_plugin.training.objectives import Objective
 
 if TYPE_CHECKING:
     from art_rs_plugin.voting import Voting as _Base
@@ -26,7 +27,7 @@ else:
 
 
 class Fitting(_Base):
-    """Training of the base classifier f with Gaussian augmentation (Cohen et al. 2019, Section 3.3).
+    """Training of the base classifier f, with Gaussian augmentation if not told otherwise (Cohen et al. 2019).
 
     A plain class to be mixed in before ART's, for the reason that `Voting` gives.
     """
@@ -44,6 +45,7 @@ class Fitting(_Base):
         scheduler: LRScheduler | None = None,
         verbose: bool = False,
         *,
+        objective: Objective | None = None,
         augment: Augment | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> list[Epoch]:
@@ -54,6 +56,8 @@ class Fitting(_Base):
         :param training_mode: True, or ValueError.
         :param scheduler: Learning-rate schedule of torch, stepped after each epoch.
         :param verbose: Show a progress bar.
+        :param objective: A training method of `training`, such as `SmoothAdv(eps=0.5)`; Gaussian augmentation with the
+            estimator's loss if None. Other methods take cross-entropy, and f's outputs for logits.
         :param augment: Random transform of one input, such as torchvision's crop or flip.
         :param checkpoint: File written after every epoch. If it exists the run goes on after its last epoch and ends,
             on a CPU, with the weights of an unbroken run, bit by bit.
@@ -69,7 +73,7 @@ class Fitting(_Base):
         def batches(seed: int) -> Callable[[int], Iterable[Any]]:
             return loader_batches((x, labels), batch_size, seed, augment=augment, drop_last=drop_last)
 
-        return self._train(batches, nb_epochs, scheduler=scheduler, verbose=verbose, checkpoint=checkpoint)
+        return self._train(batches, nb_epochs, objective, scheduler=scheduler, verbose=verbose, checkpoint=checkpoint)
 
     def fit_generator(
         self,
@@ -78,6 +82,7 @@ class Fitting(_Base):
         verbose: bool = False,
         *,
         scheduler: LRScheduler | None = None,
+        objective: Objective | None = None,
         augment: Augment | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
     ) -> list[Epoch]:
@@ -93,12 +98,13 @@ class Fitting(_Base):
         def batches(_: int) -> Callable[[int], Iterable[Any]]:
             return lambda epoch: self._checked_batches(generator, augment)
 
-        return self._train(batches, nb_epochs, scheduler=scheduler, verbose=verbose, checkpoint=checkpoint)
+        return self._train(batches, nb_epochs, objective, scheduler=scheduler, verbose=verbose, checkpoint=checkpoint)
 
     def _train(
         self,
         batches: Callable[[int], Callable[[int], Iterable[Any]]],
         nb_epochs: int,
+        objective: Objective | None,
         *,
         scheduler: LRScheduler | None,
         verbose: bool,
@@ -117,7 +123,7 @@ class Fitting(_Base):
         history = train(
             self.model,
             batches(seed),
-            objective=GaussianAugmentation(loss=self._training_loss),
+            objective=self._objective(objective),
             optimizer=self._optimizer,
             noise=self.noise,
             epochs=nb_epochs,
@@ -130,6 +136,17 @@ class Fitting(_Base):
         )
         self._epochs = history[-1]["epoch"]
         return history
+
+    def _objective(self, objective: Objective | None) -> Objective:
+        if objective is None:
+            return GaussianAugmentation(loss=self._training_loss)
+        if not callable(objective) or not hasattr(objective, "name"):
+            raise TypeError(f"`objective` must be a training method, see `training.OBJECTIVES`, got {objective!r}")
+        if not isinstance(self._loss, torch.nn.CrossEntropyLoss):
+            raise ValueError(
+                f"`loss` must be cross-entropy to train by {objective.name}, which takes it, got {self._loss}"
+            )
+        return objective
 
     def _training_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if not self._loss_takes_indices:

@@ -65,6 +65,22 @@ class Draws:
         return noise[:, : self.count - start].expand(len(rows), *[-1] * x.ndim)
 
 
+@dataclass(frozen=True)
+class GivenDraws:
+    """Noise draws that are there already, `noise` (m, count, *shape) for a batch of m rows."""
+
+    noise: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """Draws a row."""
+        return self.noise.shape[1]
+
+    def chunks(self, x: torch.Tensor, rows: range, most: int) -> Iterator[torch.Tensor]:
+        """As those of `Draws`."""
+        yield from torch.split(self.noise[rows.start : rows.stop], most, dim=1)
+
+
 def expected_loss(loss: PerDraw) -> SmoothedLoss:
     """J.3's objective: the mean of `loss` over the draws."""
     return SmoothedLoss(loss, log_mean_exp=False)
@@ -107,7 +123,9 @@ class SmoothedLoss:
     per_draw: PerDraw
     log_mean_exp: bool
 
-    def probe(self, forward: Forward, x: torch.Tensor, y: torch.Tensor, draws: Draws, *, batch_size: int) -> Probe:
+    def probe(
+        self, forward: Forward, x: torch.Tensor, y: torch.Tensor, draws: Draws | GivenDraws, *, batch_size: int
+    ) -> Probe:
         """Value, gradient and votes for every row of `x`, each row by itself (no division by the number of rows).
 
         :param x: (m, *shape) in input coordinates; noise is added to it before `forward`.
@@ -246,7 +264,9 @@ class SmoothedModule(torch.nn.Module):
         return torch.logsumexp(torch.log_softmax(logits, dim=1).view(*noise.shape[:2], -1), dim=1)
 
 
-def _chunked(x: torch.Tensor, draws: Draws, batch_size: int) -> Iterator[tuple[range, Iterator[torch.Tensor]]]:
+def _chunked(
+    x: torch.Tensor, draws: Draws | GivenDraws, batch_size: int
+) -> Iterator[tuple[range, Iterator[torch.Tensor]]]:
     """Rows of `x` in groups, and the groups' noise in chunks, at most `batch_size` noisy copies at a time."""
     group = max(1, batch_size // min(draws.count, BLOCK))
     for start in range(0, len(x), group):

@@ -1,5 +1,23 @@
 """ART faces of the training methods."""
 
-from art_rs_plugin.trainers.gaussian import GaussianAugmentationTrainer
+from art_rs_plugin.trainers.base import SmoothedTrainer
+from art_rs_plugin.trainers.methods import (
+    CatRSTrainer,
+    ConsistencyTrainer,
+    GaussianAugmentationTrainer,
+    MACERTrainer,
+    SmoothAdvTrainer,
+    SmoothMixTrainer,
+    StabilityTrainer,
+)
 
-__all__ = ["GaussianAugmentationTrainer"]
+__all__ = [
+    "CatRSTrainer",
+    "ConsistencyTrainer",
+    "GaussianAugmentationTrainer",
+    "MACERTrainer",
+    "SmoothAdvTrainer",
+    "SmoothMixTrainer",
+    "SmoothedTrainer",
+    "StabilityTrainer",
+]

@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from art_rs_plugin.noise import Gaussian
-from art_rs_plugin.training.objectives import Outcome, correct, noisy
-from art_rs_plugin.votes import Forward
+from art_rs_plugin.training.objectives import Outcome, Step, correct
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,7 @@ class GaussianAugmentation:
 
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
 
-    def __call__(
-        self, forward: Forward, x: torch.Tensor, y: torch.Tensor, noise: Gaussian, generator: torch.Generator
-    ) -> Outcome:
+    def __call__(self, step: Step, x: torch.Tensor, y: torch.Tensor) -> Outcome:
         """Loss and number of right answers on one noisy copy of `x`."""
-        logits = forward(noisy(x, noise, generator))
-        return Outcome(self.loss(logits, y), correct(logits, y))
+        logits = step.logits(x, step.draw(x))
+        return Outcome(self.loss(logits[:, 0], y), correct(logits, y))

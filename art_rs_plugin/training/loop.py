@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
-from art_rs_plugin.training.objectives import Objective, Outcome
+from art_rs_plugin.training.objectives import Objective, Outcome, Step
 from art_rs_plugin.votes import Forward, mode
 
 Batches = Callable[[int], Iterable[Any]]
@@ -132,6 +133,10 @@ class _Run:
         self.device = parameter.device
         self.generator = torch.Generator(self.device)
 
+    def at_hand(self, epoch: int) -> Step:
+        evaluation = partial(mode, self.model, training=False)
+        return Step(self.forward, evaluation, self.noise, self.generator, epoch)
+
     def epoch(self, number: int, batches: Iterable[Any], title: str, progress: bool) -> Epoch:
         from tqdm import tqdm
 
@@ -144,7 +149,7 @@ class _Run:
                 self.forward.expect(x, y, f"epoch {number}, step {step}")
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
                 seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
-                outcome = self.objective(self.forward, x, y, self.noise, self.generator)
+                outcome = self.objective(self.at_hand(number), x, y)
                 # before the step: on a CPU the weights are those that gave the bad loss
                 if tally.add(outcome, len(y)):
                     bar.set_postfix(loss=tally.loss / tally.samples, accuracy=tally.correct / tally.samples)
@@ -239,6 +244,7 @@ def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) 
         "noise": run.noise.name,
         "sigma": run.noise.sigma,
         "objective": run.objective.name,
+        **{f"objective.{name}": value for name, value in options_of(run.objective).items()},
         "optimizer": type(run.optimizer).__name__,
         **{f"optimizer.{name}": repr(value) for name, value in run.optimizer.defaults.items()},
         "scheduler": None if scheduler is None else type(scheduler).__name__,
@@ -246,6 +252,12 @@ def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) 
         "samples": _length(getattr(batches, "dataset", None)),
         "batch_size": getattr(batches, "batch_size", None),
     }
+
+
+def options_of(objective: Objective) -> dict[str, Any]:
+    """The options of an objective that is a dataclass, as far as they are plain values."""
+    options = {name: getattr(objective, name) for name in getattr(objective, "__dataclass_fields__", ())}
+    return {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str, tuple))}
 
 
 def _length(thing: Any) -> int | None:

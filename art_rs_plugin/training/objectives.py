@@ -1,10 +1,15 @@
-"""What a training method is: an objective, and the draws and counts that objectives share."""
+"""What a training method is: an objective, and the draws, losses and counts that objectives share."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from art_rs_plugin.noise import Gaussian
 from art_rs_plugin.votes import Forward
@@ -17,30 +22,70 @@ class Outcome(NamedTuple):
     correct: torch.Tensor  # right answers on noisy samples; where a method draws m copies of each, a mean over copies
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of training, as an objective meets it. The model is in training mode.
+
+    :param forward: x in input coordinates -> logits `(n, classes)`; may be called many times, and differentiated with
+        respect to x.
+    :param evaluation: A context in which the model is in evaluation mode, as it is when votes are cast: for attacks.
+    :param noise: What the smoothed classifier is smoothed by.
+    :param generator: All random numbers come from it; a new stream at every step.
+    :param epoch: Counted from 1 at the start of the run.
+    """
+
+    forward: Forward
+    evaluation: Callable[[], AbstractContextManager[None]]
+    noise: Gaussian
+    generator: torch.Generator
+    epoch: int
+
+    def draw(self, x: torch.Tensor, count: int = 1) -> torch.Tensor:
+        """Fresh noise for each sample of `x` `(n, *shape)`, in its unit: `(n, count, *shape)`."""
+        noise = torch.empty((len(x), count, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        return self.noise.fill_(noise, self.generator)
+
+    def logits(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Logits of the noisy copies of `x`, which are never clipped: `(n, count, classes)`."""
+        logits = self.forward((noise + x.unsqueeze(1)).flatten(0, 1))
+        return logits.view(*noise.shape[:2], -1)
+
+
 class Objective(Protocol):
     """A training method. `name` is its key in `OBJECTIVES`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
 
-    def __call__(
-        self, forward: Forward, x: torch.Tensor, y: torch.Tensor, noise: Gaussian, generator: torch.Generator
-    ) -> Outcome:
+    def __call__(self, step: Step, x: torch.Tensor, y: torch.Tensor) -> Outcome:
         """Loss of a batch.
 
-        :param forward: x in input coordinates -> logits `(n, classes)`; may be called many times, and differentiated
-            with respect to x.
-        :param x: `(n, ...)`, clean; :param y: `(n,)`, int64.
-        :param generator: All noise comes from it, see `noisy`: a new stream at every step.
+        :param x: `(n, *shape)`, clean; :param y: `(n,)`, int64.
         """
         ...
 
 
-def noisy(x: torch.Tensor, noise: Gaussian, generator: torch.Generator) -> torch.Tensor:
-    """One fresh noisy copy of each sample of `x`, in the unit of `x`, never clipped."""
-    return noise.fill_(torch.empty_like(x, memory_format=torch.contiguous_format), generator).add_(x)
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every noisy copy, `(n, count)`, from logits `(n, count, classes)`."""
+    labels = y.unsqueeze(1).expand(logits.shape[:2])
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(logits.shape[:2])
+
+
+def divergence(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the softmax from distributions `target`, broadcast to `logits`: `(n, count)`."""
+    return F.kl_div(torch.log_softmax(logits, dim=-1), target.expand_as(logits), reduction="none").sum(-1)
+
+
+def log_mean_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Log of the mean softmax over noisy copies, `(n, classes)`, from logits `(n, count, classes)`."""
+    return torch.logsumexp(torch.log_softmax(logits, dim=2), dim=1) - math.log(logits.shape[1])
 
 
 def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Number of rows of `logits` `(n, classes)` whose largest entry is at the label."""
-    return (logits.detach().argmax(1) == y).sum()
+    """Number of samples whose largest logit `(n, count, classes)` is at the label, as a mean over copies."""
+    return (logits.detach().argmax(2) == y.unsqueeze(1)).float().mean(1).sum()
+
+
+def warmed_up(epoch: int, epochs: int) -> float:
+    """What share of its full strength something has that grows linearly over the first `epochs`; 1 without any."""
+    return min(1.0, epoch / epochs) if epochs else 1.0

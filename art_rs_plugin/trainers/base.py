@@ -1,9 +1,10 @@
-"""Gaussian-augmentation training with ART's trainer face."""
+"""What every trainer shares: ART's face of the estimator's `fit`."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from art.defences.trainer import Trainer
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,10 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.training.batches import Augment
 from art_rs_plugin.training.checkpoint import Epoch
+from art_rs_plugin.training.objectives import Objective
 
 
-class GaussianAugmentationTrainer(Trainer):
-    """Train the base classifier of a smoothed estimator under its own noise (Cohen et al. 2019, Section 3.3).
+class SmoothedTrainer(Trainer):
+    """Train the base classifier of a smoothed estimator under its own noise.
 
     :param estimator: Its sigma is the noise's; it needs an optimizer.
     :param nb_epochs: Epochs of a `fit`.
@@ -23,7 +25,11 @@ class GaussianAugmentationTrainer(Trainer):
     :param augment: Random transform of one input, such as torchvision's crop or flip, applied before the noise.
     :param checkpoint: File written after every epoch; if it exists, the run goes on where it stopped.
     :param verbose: Show a progress bar.
+    :param options: Those of the training method. `clip_values` are the estimator's if not given.
+    :raises TypeError, ValueError: An estimator of another kind, or options that the method does not take.
     """
+
+    method: ClassVar[Callable[..., Objective] | None] = None
 
     def __init__(
         self,
@@ -35,6 +41,7 @@ class GaussianAugmentationTrainer(Trainer):
         augment: Augment | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         verbose: bool = False,
+        **options: Any,
     ) -> None:
         if not isinstance(estimator, RandomizedSmoothingPyTorch):
             raise TypeError(f"`estimator` must be a RandomizedSmoothingPyTorch, got {type(estimator).__name__}")
@@ -45,6 +52,17 @@ class GaussianAugmentationTrainer(Trainer):
         self.augment = augment
         self.checkpoint = checkpoint
         self.verbose = verbose
+        self.objective = self._objective(estimator, options)
+
+    def _objective(self, estimator: RandomizedSmoothingPyTorch, options: dict[str, Any]) -> Objective | None:
+        method = type(self).method
+        if method is None:
+            if options:
+                raise TypeError(f"{type(self).__name__} takes no option {', '.join(map(repr, options))}")
+            return None
+        if "clip_values" in getattr(method, "__dataclass_fields__", ()) and estimator.clip_values is not None:
+            options = {"clip_values": estimator.clip_values, **options}
+        return method(**options)
 
     def fit(self, x: Any, y: Any, **kwargs: Any) -> list[Epoch]:
         """Train on (x, y); `kwargs` replace options of the constructor or add others of the estimator's `fit`.
@@ -64,6 +82,7 @@ class GaussianAugmentationTrainer(Trainer):
         return {
             "nb_epochs": self.nb_epochs,
             "scheduler": self.scheduler,
+            "objective": self.objective,
             "augment": self.augment,
             "checkpoint": self.checkpoint,
             "verbose": self.verbose,
