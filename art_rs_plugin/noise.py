@@ -32,6 +32,7 @@ class Purpose(str, Enum):
     JUDGING = "judging"  # of an attack's outcome, by votes that no attack has seen
     TRAINING = "training"
     SHUFFLING = "shuffling"
+    SPLITTING = "splitting"  # of a training set, to hold some of it out
     INITIALISATION = "initialisation"
     BOUND = "bound"  # the uniform of a randomized bound
 

@@ -61,7 +61,7 @@ class Draws:
         noise = torch.empty((len(named), min(self.count, BLOCK), *shape), dtype=x.dtype, device=x.device)
         for row, of_row in zip(named, noise, strict=True):
             self.noise.fill_(of_row, seed_generator(generator, self.seed, Purpose.GRADIENT, self.call, row, start))
-        noise = noise.permute(0, 1, 4, 2, 3) if x.ndim == 4 else noise
+        noise = noise.movedim(-1, 2) if x.ndim == 4 else noise
         return noise[:, : self.count - start].expand(len(rows), *[-1] * x.ndim)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from art_rs_plugin.experiments import datasets, runs
+from art_rs_plugin.experiments import datasets, recipes, training
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NEAR, FAR = 1e-6, 4.0  # in the l2 norm of 8x8 pixels in [0, 1]: no vote changes, and every class is within reach
@@ -51,7 +51,7 @@ def words(tmp_path_factory):
     """A trained network and somebody's attack, as options of `attacks.py`."""
     folder = tmp_path_factory.mktemp("attacks")
     digits = datasets.load("digits", "train")
-    runs.train(digits, "mlp", 0.25, folder / "net", recipe=runs.Recipe(epochs=6, batch_size=64), seed=0)
+    training.train(digits, "mlp", 0.25, folder / "net", recipe=recipes.Recipe(epochs=6, batch_size=64), seed=0)
     (folder / "theirs" / "code").mkdir(parents=True)
     (folder / "theirs" / "code" / "attacks.py").write_text(PGD_L2)
     options = (

@@ -14,8 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from art_rs_plugin.cli import app
-from art_rs_plugin.experiments import models
+from art_rs_plugin.experiments import models, recipes
 from art_rs_plugin.experiments.ledger import read_ledger
+from art_rs_plugin.training import OBJECTIVES
 
 COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
 # what a certificate is; time is not part of it
@@ -218,7 +219,20 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         ("predict --checkpoint runs/digits --data digits --n 10 --out x.jsonl", "`n` must be at least 11"),
         ("train --data digits --model vgg --sigma 0.25 --out y", "must be one of 'small-cnn'"),
         ("train --data digits --model small-cnn --sigma 0.5 --epochs 6 --lr 0.05 --out runs/digits", "sigma"),
-        ("train --data digits --model small-cnn --sigma 0.25 --epochs 60 --lr 0.05 --out runs/digits", "`epochs`"),
+        ("train --data digits --model small-cnn --sigma 0.25 --epochs 60 --lr 0.05 --out runs/digits", "epochs is 6"),
+        ("train --sigma 0.25 --out y", "`--data` and `--model` must be given, here or by a recipe"),
+        (
+            "train --recipe nowhere.toml --sigma 0.25 --out y",
+            "recipe `nowhere.toml` must be a file, or one of",
+        ),
+        (
+            "train --recipe digits --sigma 0.25 --method trades --out y",
+            "`method` must be one of 'gaussian'",
+        ),
+        ("train --recipe digits --sigma 0.25 --option eps=1 --out y", "`option of gaussian` must be one of"),
+        ("train --recipe digits --sigma 0.25 --unlabeled digits --out y", "must be given together, got one of them"),
+        ("train --recipe digits --sigma 0.25 --init nowhere --out y", "checkpoint `nowhere`: `nowhere` does not exist"),
+        ("train --recipe digits --sigma 0.25 --held-out 1348 --out y", "`held_out` must be below the 1348 images"),
         ("curve nowhere.jsonl", "nowhere.jsonl"),
         ("curve digits-votes.jsonl", "has no radii"),
     ],
@@ -257,6 +271,29 @@ def test_curve_reads_the_authors_logs(reference: Path) -> None:
     assert "| 0.748 |    0.600 |   0.428 |    0.266 |" in run("curve", str(log))
 
 
+def test_methods_and_recipes_are_listed(here: Path) -> None:
+    said = run("train", "--list-methods")
+    assert all(f"\n{name}: " in f"\n{said}" for name in OBJECTIVES)
+    assert "  --option eps=1.0  (float)" in said
+    assert all(name in said.splitlines()[-1] for name in recipes.available())
+
+
+def test_a_recipe_with_a_method_and_data_of_its_own(here: Path) -> None:
+    """Another network, by another method, from the first one's weights, and with images that it labels."""
+    words = "train --recipe digits --sigma 0.5 --method smoothadv --option eps=0.25 --option steps=2 --option draws=2"
+    more = "--epochs 2 --held-out 100 --validate-every 2 --init runs/digits --unlabeled digits --teacher runs/digits"
+    said = run(*words.split(), *more.split(), "--unlabeled-weight", "0.5", "--seed", "0", "--out", "runs/adversarial")
+    assert "epoch 2/2" in said
+    assert "held out: accuracy 0." in said
+    about = json.loads((here / "runs/adversarial/checkpoint.json").read_text())
+    assert about["sigma"] == 0.5
+    assert about["training"]["method"] == "smoothadv"
+    assert about["training"]["options"] == {"eps": 0.25, "steps": 2, "draws": 2}
+    assert about["training"]["last_epoch"]["validation"]["accuracy"] > 0.5
+    assert (here / "runs/adversarial/best/model.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_demo_is_the_main_job(tmp_path: Path) -> None:
     output = run("demo", "--out", str(tmp_path / "demo"))
     names = {path.name for path in (tmp_path / "demo").iterdir()}

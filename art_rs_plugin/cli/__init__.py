@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, options
+from art_rs_plugin.cli import attacks, options, training
 from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -37,48 +37,6 @@ def demo(
         say(f"\nWritten to {out}: checkpoints, and")
         for path in [*ledgers.values(), *files]:
             say(f"  {path}")
-
-
-@app.command(
-    epilog="Example: art-rs train --data digits --model small-cnn --sigma 0.25 --epochs 6 --lr 0.05 --out runs/digits"
-)
-def train(
-    data: options.Data,
-    model: Annotated[str, typer.Option(help="small-cnn, lenet, mlp, resnet20, resnet110, resnet50, module:factory.")],
-    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise; pixels go from 0 to 1.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; if it holds a run, that run goes on.")],
-    epochs: Annotated[int, typer.Option(help="The learning rate is divided by ten after each third of them.")] = 90,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 256,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
-    num_workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
-    seed: options.Seed = None,
-    device: options.Where = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
-) -> None:
-    """Train a base classifier under Gaussian noise, with a checkpoint after every epoch."""
-    with reported(f"what is finished is in {out}"):
-        from art_rs_plugin.experiments import datasets, runs
-
-        images = datasets.load(data, "train", root=data_root, download=download)
-        recipe = runs.Recipe(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay)
-        runs.train(
-            images,
-            model,
-            sigma,
-            out,
-            recipe=recipe,
-            seed=seed,
-            device=options.torch_device(device),
-            num_workers=num_workers,
-            on_epoch=lambda epoch: say(
-                f"epoch {epoch['epoch']}/{epochs}  loss {epoch['loss']:.4f}  accuracy under noise "
-                f"{epoch['accuracy']:.4f}  lr {epoch['lr']:g}  {epoch['seconds']:.1f} s"
-            ),
-            progress=sys.stderr.isatty(),
-        )
-        say(f"Checkpoint in {out}")
 
 
 @app.command(
@@ -220,7 +178,11 @@ def curve(
                 say(f"{path}")
 
 
-for command, words in ((attacks.attack, attacks.ATTACK_EXAMPLE), (attacks.tightness, attacks.TIGHTNESS_EXAMPLE)):
+for command, words in (
+    (training.train, training.TRAIN_EXAMPLE),
+    (attacks.attack, attacks.ATTACK_EXAMPLE),
+    (attacks.tightness, attacks.TIGHTNESS_EXAMPLE),
+):
     app.command(epilog=f"Example: art-rs {words}")(command)
 
 

@@ -91,6 +91,28 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), about
 
 
+def start_from(folder: str | Path, model: nn.Module, architecture: Mapping[str, Any]) -> str:
+    """Give `model` the weights in `folder`, but its own standardisation and, for other classes, its own head.
+
+    :param architecture: Of `model`, as `save_checkpoint` keeps it.
+    :return: The hash of the network in `folder`.
+    :raises ValueError: That network is of another architecture, or for images of another shape.
+    """
+    there, about = load_checkpoint(folder)
+    theirs = about["architecture"]
+    for key in ("name", "input_shape"):
+        if list(theirs[key]) != list(architecture[key]):
+            raise ValueError(f"`init` must have the {key} {architecture[key]!r}, got {theirs[key]!r} in {folder}")
+    standardisation = {f"0.{name}" for name, _ in model[0].named_buffers()}  # type: ignore[index]  # see models.build
+    here, weights = model.state_dict(), there.state_dict()
+    others = [name for name in here if here[name].shape != weights[name].shape]
+    if others and theirs["nb_classes"] == architecture["nb_classes"]:
+        raise ValueError(f"`init` must have weights of the same shapes, got others for {', '.join(others)} in {folder}")
+    left = standardisation | set(others)
+    model.load_state_dict({name: value for name, value in weights.items() if name not in left}, strict=False)
+    return str(about["model_hash"])
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill `model` in place with weights that others saved: .safetensors, or else a pickle (.pth, .th, .pt, .tar).
 

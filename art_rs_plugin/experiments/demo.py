@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
-from art_rs_plugin.experiments import checkpoints, datasets, runs
+from art_rs_plugin.experiments import checkpoints, datasets, runs, training
 from art_rs_plugin.experiments.curve import write_curve
 from art_rs_plugin.experiments.logs import read_log
+from art_rs_plugin.experiments.recipes import Recipe
 
 SIGMAS = (0.25, 0.5)
 MODEL = "small-cnn"
-RECIPE = runs.Recipe(epochs=30, batch_size=64)
+RECIPE = Recipe(epochs=30, batch_size=64)
 VOTES = 10_000
 EVERY = 6
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -38,7 +39,7 @@ def run(
         folder = out / f"sigma_{sigma:.2f}"
         if not (folder / checkpoints.ABOUT).exists():
             say(f"Training {MODEL} on {len(train_images)} handwritten digits, noise sigma = {sigma}")
-            runs.train(train_images, MODEL, sigma, folder, recipe=RECIPE, seed=SEED, device="cpu")
+            training.train(train_images, MODEL, sigma, folder, recipe=RECIPE, seed=SEED, device="cpu")
         model, _ = checkpoints.load_checkpoint(folder)
         estimator = RandomizedSmoothingPyTorch(model, sigma, n=VOTES, seed=SEED, device_type="cpu")
         ledgers[sigma] = out / f"sigma_{sigma:.2f}.jsonl"

@@ -6,14 +6,12 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import art_rs_plugin
-from art_rs_plugin.core import checks
 from art_rs_plugin.core.budgets import Budget, Fixed, Task
 from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
@@ -21,100 +19,11 @@ from art_rs_plugin.experiments import checkpoints, models
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
 from art_rs_plugin.experiments.rows import rule_of
-from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator
-from art_rs_plugin.training import OBJECTIVES, Epoch, loader_batches, read_checkpoint
-from art_rs_plugin.training import train as train_loop
 
-TRAINING_STATE = "training.pt"
 _IMAGES_AT_ONCE = 256
 
 Progress = Callable[[Row, int, int], object]
 """Called with each row once it is in the ledger, how many are, and how many will be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train: a method of `training.OBJECTIVES`, by SGD with momentum.
-
-    The learning rate is divided by ten after each third of the epochs. The defaults are those of Cohen et al. 2019,
-    section 4.
-    """
-
-    method: str = "gaussian"
-    epochs: int = 90
-    batch_size: int = 256
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-
-def train(
-    data: DataSet,
-    model_name: str,
-    sigma: float,
-    out: Path,
-    *,
-    recipe: Recipe,
-    seed: int | None = None,
-    device: torch.device | str = "cpu",
-    num_workers: int = 0,
-    on_epoch: Callable[[Epoch], object] | None = None,
-    progress: bool = False,
-) -> torch.nn.Module:
-    """Train the model `model_name` on `data` under Gaussian noise, and save its checkpoint in the folder `out`.
-
-    `out` also keeps the state after every epoch; the same call again goes on from there.
-
-    :raises ValueError: `out` holds another run, or an option is unfit.
-    """
-    noise = Gaussian(sigma)
-    state = out / TRAINING_STATE
-    step_size = max(1, -(-checks.whole("epochs", recipe.epochs) // 3))
-    if state.exists():
-        begun = read_checkpoint(state)
-        seed = begun["settings"]["seed"] if seed is None else seed
-        if (begun["scheduler"] or {}).get("step_size") != step_size:
-            raise ValueError(
-                f"`epochs` must be as in the run in {out}, whose learning rates follow them, got {recipe.epochs}"
-            )
-    seed = fresh_seed() if seed is None else seed
-    architecture: dict[str, Any] = {
-        "name": model_name,
-        "input_shape": list(data.input_shape),
-        "nb_classes": data.nb_classes,
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
-    with torch.random.fork_rng(devices=[]):
-        seed_generator(torch.default_generator, seed, Purpose.INITIALISATION)
-        model = models.build(**architecture)
-    model.to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    history = train_loop(
-        model,
-        loader_batches(data.images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers),
-        objective=OBJECTIVES[checks.one_of("method", recipe.method, OBJECTIVES)](),
-        optimizer=optimizer,
-        noise=noise,
-        epochs=recipe.epochs,
-        seed=seed,
-        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, step_size=step_size),
-        checkpoint=state,
-        identity={"model": model_name, "data": data.name},
-        on_epoch=on_epoch,
-        progress=progress,
-    )
-    about = {
-        "architecture": architecture,
-        "sigma": sigma,
-        "data": {"name": data.name, "split": data.split},
-        "training": {"seed": seed, **asdict(recipe), "last_epoch": dict(history[-1])},
-        "versions": _versions(),
-    }
-    checkpoints.save_checkpoint(out, model, about)
-    return model
 
 
 def open_network(path: Path, data: DataSet, model_name: str | None = None) -> tuple[torch.nn.Module, float | None]:
@@ -240,7 +149,7 @@ def fill(
         **identity(estimator, data),
         "seed": seed,
         "rule": rule,
-        "versions": _versions(),
+        "versions": versions(),
         "precision": estimator.arithmetic,
         "device": _device_name(estimator.device),
     }
@@ -271,7 +180,8 @@ def identity(estimator: RandomizedSmoothingPyTorch, data: DataSet) -> dict[str, 
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What made a file, for its header."""
     return {"art_rs_plugin": art_rs_plugin.__version__, "torch": torch.__version__}
 
 

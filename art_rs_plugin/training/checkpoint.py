@@ -10,13 +10,12 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 MOST_NAMED = 8
 
 
-class Epoch(TypedDict):
-    """What one epoch gave: means over its samples."""
-
+class _Epoch(TypedDict):
     epoch: int  # counted from 1 at the start of the run
     loss: float  # the objective's
     accuracy: float  # share of right answers on the noisy training samples, while the weights move
@@ -24,15 +23,25 @@ class Epoch(TypedDict):
     seconds: float
 
 
-class Contents(TypedDict):
-    """A checkpoint as `read_checkpoint` returns it."""
+class Epoch(_Epoch, total=False):
+    """What one epoch gave: means over its samples."""
 
+    validation: dict[str, float]  # what `validate` said after it, if anything
+
+
+class _Contents(TypedDict):
     settings: dict[str, Any]  # seed, noise, sigma, objective, optimizer and its options, scheduler, sizes of the data
     epoch: int  # the last finished one
     history: list[Epoch]
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
+
+
+class Contents(_Contents, total=False):
+    """A checkpoint as `read_checkpoint` returns it."""
+
+    average: dict[str, torch.Tensor] | None  # of the weights
 
 
 @dataclass
@@ -42,6 +51,7 @@ class TrainingState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler | None
+    average: AveragedModel | None = None
 
     def save(self, path: Path, *, settings: dict[str, Any], history: list[Epoch]) -> None:
         """Put the state after the last epoch of `history` in the place of `path`, atomically.
@@ -56,6 +66,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
         partial = path.with_name(path.name + ".partial")
         try:
@@ -98,6 +109,8 @@ class TrainingState:
         self.optimizer.load_state_dict(contents["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(contents["scheduler"] or {})
+        if self.average is not None:
+            self.average.load_state_dict(contents.get("average") or {})
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Contents:

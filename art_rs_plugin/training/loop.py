@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
+from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
 from art_rs_plugin.training.objectives import Objective, Outcome, Step
 from art_rs_plugin.votes import Forward, mode
@@ -27,6 +29,9 @@ Batches = Callable[[int], Iterable[Any]]
 # steps between two looks at the losses: a look makes a GPU wait, and costs nothing on a CPU
 STEPS_PER_LOOK = {"cpu": 1}
 STEPS_PER_LOOK_ELSEWHERE = 50
+
+# float16 is not among them: its gradients vanish without a scaler
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def train(
@@ -41,6 +46,10 @@ def train(
     scheduler: LRScheduler | None = None,
     first_epoch: int = 1,
     forward: Forward | None = None,
+    precision: str = "fp32",
+    clip: float | None = None,
+    average: AveragedModel | None = None,
+    validate: Callable[[int], Mapping[str, float]] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     identity: Mapping[str, Any] | None = None,
     on_epoch: Callable[[Epoch], object] | None = None,
@@ -53,16 +62,22 @@ def train(
     which are seeded for each epoch and given back as they were. So a run on a CPU that is killed and resumed ends with
     the weights of an unbroken one, bit by bit, as long as `batches`, the number of threads and torch are the same.
 
-    :param batches: epoch -> batches (x floating `(n, ...)`, y int64 `(n,)`), a function of its argument alone, as
-        `loader_batches` gives; with a checkpoint it is called once more, for its sizes. With a DataLoader or
-        generator of another make (`lambda epoch: loader`) the order has its own history, and an exact resume cannot be
-        promised.
+    :param batches: epoch -> batches (x floating `(n, ...)`, y int64 `(n,)`), or (x, y, weight of the loss), a function
+        of its argument alone, as `loader_batches` gives; with a checkpoint it is called once more, for its sizes. With
+        a DataLoader or generator of another make (`lambda epoch: loader`) the order has its own history, and an exact
+        resume cannot be promised.
     :param epochs: How many to train, from `first_epoch` on.
     :param seed: Whole number of at least 0.
     :param scheduler: Of `torch.optim.lr_scheduler`, stepped after each epoch.
     :param first_epoch: Number of the first epoch, counted from 1 at the start of the run. A second call that goes on
         with the same seed passes the number after the last one, for noise that is fresh.
-    :param forward: x in input coordinates -> logits, where that is more than `model`: normalisation, autocast.
+    :param forward: x in input coordinates -> logits, where that is more than `model`: normalisation.
+    :param precision: "fp32", or "bf16" for torch's autocast in the forward pass; losses are computed in float32.
+    :param clip: Largest l2 norm of a step's gradient, to which longer ones are scaled down.
+    :param average: Of the weights of `model`, updated after each step (`torch.optim.swa_utils`) and kept by the
+        checkpoint.
+    :param validate: Called with the number of each epoch, before its checkpoint is written; what it returns joins the
+        epoch's record. It draws from generators of its own.
     :param checkpoint: File written after each epoch. If it exists, the run goes on after its last epoch, up to the one
         asked for: the file may hold more epochs than that, and then nothing is trained. Optimizer and scheduler take up
         its state, a scheduler's options included (CosineAnnealingLR keeps its T_max).
@@ -79,8 +94,9 @@ def train(
     checks.whole("seed", seed, minimum=0)
     checks.whole("first_epoch", first_epoch)
     last_epoch = first_epoch + epochs - 1
-    run = _Run(model, objective, optimizer, noise, seed, _Checked(forward or model))
-    state = TrainingState(model, optimizer, scheduler)
+    clip = None if clip is None else checks.positive("clip", clip)
+    run = _Run(model, objective, optimizer, noise, seed, Checked(forward or model), precision, clip, average)
+    state = TrainingState(model, optimizer, scheduler, average)
     history: list[Epoch] = []
     path = None if checkpoint is None else Path(checkpoint)
     with mode(model, training=True):
@@ -107,6 +123,8 @@ def train(
                 raise FloatingPointError(f"{error}; {good or 'there is no checkpoint to go back to'}") from None
             if scheduler is not None:
                 scheduler.step()
+            if validate is not None and (said := dict(validate(epoch))):
+                record["validation"] = said
             history.append(record)
             if path is not None:
                 state.save(path, settings=settings, history=history)
@@ -124,14 +142,19 @@ class _Run:
     optimizer: torch.optim.Optimizer
     noise: Gaussian
     seed: int
-    forward: _Checked
+    forward: Checked
+    precision: str
+    clip: float | None
+    average: AveragedModel | None
 
     def __post_init__(self) -> None:
+        checks.one_of("precision", self.precision, PRECISIONS)
         parameter = next(self.model.parameters(), None)
         if parameter is None:
             raise ValueError("`model` must have parameters to train, got none")
         self.device = parameter.device
         self.generator = torch.Generator(self.device)
+        self.forward.dtype = PRECISIONS[self.precision]
 
     def at_hand(self, epoch: int) -> Step:
         evaluation = partial(mode, self.model, training=False)
@@ -145,7 +168,7 @@ class _Run:
         start = time.perf_counter()
         self.model.train()
         with tqdm(batches, desc=title, unit="step", disable=not progress) as bar:
-            for step, (x, y) in enumerate(bar, start=1):
+            for step, (x, y, *weight) in enumerate(bar, start=1):
                 self.forward.expect(x, y, f"epoch {number}, step {step}")
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
                 seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
@@ -154,8 +177,13 @@ class _Run:
                 if tally.add(outcome, len(y)):
                     bar.set_postfix(loss=tally.loss / tally.samples, accuracy=tally.correct / tally.samples)
                 self.optimizer.zero_grad(set_to_none=True)
-                outcome.loss.backward()  # type: ignore[no-untyped-call]
+                loss = outcome.loss * weight[0] if weight else outcome.loss
+                loss.backward()
+                if self.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
                 self.optimizer.step()
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
         tally.look()
         if not tally.samples:
             raise ValueError(f"`batches` must give at least one batch an epoch, got none in epoch {number}")
@@ -204,43 +232,13 @@ class _Tally:
         self.samples += sum(samples)
 
 
-class _Checked:
-    """The forward pass, refusing a label without an output before a loss meets it: on a GPU that kills the process."""
-
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
-        self.highest = 0
-        self.where = ""
-
-    def expect(self, x: torch.Tensor, y: torch.Tensor, where: str) -> None:
-        """Check the next batch and remember what to hold the logits against."""
-        if not x.is_floating_point():
-            raise TypeError(f"x must be floating point, got {x.dtype} in {where}")
-        if y.dtype != torch.int64:
-            raise TypeError(f"labels must be class indices of type int64, got {y.dtype} in {where}")
-        if y.shape != x.shape[:1] or not len(y):
-            raise ValueError(f"labels must have shape {tuple(x.shape[:1])}, got {tuple(y.shape)} in {where}")
-        lowest, highest = (int(value) for value in y.aminmax())
-        if lowest < 0:
-            raise ValueError(f"labels must be at least 0, got {lowest} in {where}")
-        self.highest, self.where = highest, where
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.forward(x)
-        if logits.ndim != 2:
-            raise ValueError(f"the model must return logits (n, classes), got shape {tuple(logits.shape)}")
-        if self.highest >= logits.shape[1]:
-            raise ValueError(
-                f"labels must be below {logits.shape[1]}, the model's number of outputs, "
-                f"got {self.highest} in {self.where}"
-            )
-        return logits
-
-
 def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) -> dict[str, Any]:
     """What makes a run this run: a checkpoint is only continued where all of these are the same."""
     return {
         "seed": run.seed,
+        "precision": run.precision,
+        "clip": run.clip,
+        "average": run.average is not None,
         "noise": run.noise.name,
         "sigma": run.noise.sigma,
         "objective": run.objective.name,

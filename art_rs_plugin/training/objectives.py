@@ -41,9 +41,10 @@ class Step:
     epoch: int
 
     def draw(self, x: torch.Tensor, count: int = 1) -> torch.Tensor:
-        """Fresh noise for each sample of `x` `(n, *shape)`, in its unit: `(n, count, *shape)`."""
-        noise = torch.empty((len(x), count, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        return self.noise.fill_(noise, self.generator)
+        """Fresh noise for each sample of `x` `(n, *shape)`, in its unit: `(n, count, *shape)`, images channels last."""
+        shape = (x.shape[2], x.shape[3], x.shape[1]) if x.ndim == 4 else x.shape[1:]
+        noise = self.noise.fill_(x.new_empty((len(x), count, *shape)), self.generator)
+        return noise.movedim(-1, 2) if x.ndim == 4 else noise
 
     def logits(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits of the noisy copies of `x`, which are never clipped: `(n, count, classes)`."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from art_rs_plugin import RandomizedSmoothingPyTorch
 from art_rs_plugin.core.curves import certified_accuracy
-from art_rs_plugin.experiments import datasets, runs
+from art_rs_plugin.experiments import datasets, recipes, runs, training
 from art_rs_plugin.experiments.ledger import LedgerMismatch, read_ledger
 from art_rs_plugin.experiments.logs import read_log
 
@@ -93,19 +93,19 @@ def test_numpy_numbers_as_options_reach_the_ledger_as_json(digits, tmp_path):
 
 def test_training_again_under_another_name_is_refused(digits, tmp_path):
     train = datasets.load("digits", "train")
-    recipe = runs.Recipe(epochs=1, batch_size=256)
-    runs.train(train, "mlp", 0.25, tmp_path, recipe=recipe, seed=0)
+    recipe = recipes.Recipe(epochs=1, batch_size=256)
+    training.train(train, "mlp", 0.25, tmp_path, recipe=recipe, seed=0)
     (tmp_path / "twin.py").write_text("from art_rs_plugin.experiments.models import MODELS\nmlp = MODELS['mlp'].make\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         with pytest.raises(ValueError, match="model is 'mlp' there and 'twin:mlp' here"):
-            runs.train(train, "twin:mlp", 0.25, tmp_path, recipe=recipe, seed=0)
+            training.train(train, "twin:mlp", 0.25, tmp_path, recipe=recipe, seed=0)
 
 
 def test_mnist_end_to_end(data_root, tmp_path):
     """The README's MNIST run in small: two epochs on all of MNIST, a few test images, far better than chance."""
-    recipe = runs.Recipe(epochs=1)
-    runs.train(datasets.load("mnist", "train", root=data_root), "mlp", 0.25, tmp_path, recipe=recipe, seed=0)
+    recipe = recipes.Recipe(epochs=1)
+    training.train(datasets.load("mnist", "train", root=data_root), "mlp", 0.25, tmp_path, recipe=recipe, seed=0)
     test = datasets.load("mnist", "test", root=data_root)
     model, sigma = runs.open_network(tmp_path, test)
     estimator = RandomizedSmoothingPyTorch(model, sigma, n=500, seed=0, device_type="cpu")

@@ -73,11 +73,7 @@ def test_refusals():
         trainers.SmoothAdvTrainer(estimator(), eps=-1)
     with pytest.raises(TypeError, match="`estimator` must be a RandomizedSmoothingPyTorch, got Sequential"):
         trainers.MACERTrainer(nn.Sequential())
-    with pytest.raises(
-        ValueError, match="`loss` must be cross-entropy to train by macer, which takes it, got MultiMar"
-    ):
+    with pytest.raises(ValueError, match="`loss` must be cross-entropy to train by macer, which takes it, got Multi"):
         trainers.MACERTrainer(estimator(loss=nn.MultiMarginLoss()), nb_epochs=1).fit(X, Y)
-    with pytest.raises(
-        TypeError, match="`objective` must be a training method, see `training.OBJECTIVES`, got 'macer'"
-    ):
+    with pytest.raises(TypeError, match=r"`objective` must be a training method, see .*, got .macer."):
         estimator().fit(X, Y, objective="macer")
