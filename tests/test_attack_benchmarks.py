@@ -70,6 +70,7 @@ def names():
     return runpy.run_path(str(BENCHMARKS / "attacks.py"))
 
 
+@pytest.mark.slow
 class TestAttacks:
     def test_compares_every_attack_at_every_eps(self, words, done):
         attacks, *comparisons = tables(done.stdout)
@@ -168,6 +169,7 @@ class TestVerdict:
         assert said == missed
 
 
+@pytest.mark.slow
 class TestAttackStep:
     def test_prints_ratios_and_memory_and_exits_by_them(self):
         done = run("attack_step.py", "--models", "small-cnn", "--samples", 16, "--repeats", 2)

@@ -75,3 +75,14 @@ def test_security_curve_lies_above_what_is_certified() -> None:
         assert certified <= right
         assert certified <= by_art
     assert rows[-1][4] > 0.5, "beyond the radii the attack succeeds"
+
+
+def test_training_noise_pays_where_it_is_the_noise_of_the_certificate() -> None:
+    printed = output(EXAMPLES[0].with_name("training_noise.py"))
+    rows = {
+        float(trained): [float(share) for share in shares]
+        for trained, *shares in (line.strip("| ").split(" | ") for line in printed.splitlines()[3:])
+    }
+    assert list(rows) == [0.0, 0.15, 0.5]
+    assert min(shares[0] for shares in rows.values()) > 0.5, "at sigma .15 noise costs little"
+    assert rows[0.5][1] > rows[0.0][1] + 0.1, "at sigma .5 it pays to have met it"
