@@ -1,0 +1,127 @@
+"""The benchmarks of training: what they say is what they measured, and chunks of a long run add up to the whole."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def tables(output: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")][2:]
+
+
+@pytest.mark.slow
+def test_beside_art_on_digits(tmp_path):
+    small = ["--epochs", "2", "--batch-size", "64", "--train-images", "300", "--images", "30", "--n", "1000"]
+    words = ["--data", "digits", "--model", "mlp", *small, "--out"]
+    command = [sys.executable, BENCHMARKS / "training.py", *words, tmp_path / "out"]
+    first = subprocess.run(command, capture_output=True, text=True)
+    rows = tables(first.stdout)
+    assert [tuple(row[:2]) for row in rows] == [
+        (method, whose) for method in ("gaussian", "smoothadv", "macer", "smoothmix") for whose in ("ours", "ART")
+    ], first.stderr
+    for row in rows:
+        shares = [float(cell) for cell in row[2:-1]]
+        assert shares == sorted(shares, reverse=True)
+        assert float(row[-1]) > 0
+    assert first.returncode == int("MISSED" in first.stdout) == int(not first.stdout.endswith("\nreached\n"))
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.stdout, again.returncode) == (first.stdout, first.returncode)  # seconds and all: nothing is done anew
+    other = subprocess.run([*command, "--epochs", "3"], capture_output=True, text=True)
+    assert "is of another run: choose another `--out`" in other.stderr
+
+
+def test_worse_is_told_from_chance():
+    worse = runpy.run_path(str(BENCHMARKS / "training.py"))["worse"]
+    ours, theirs = np.zeros(100, bool), np.zeros(100, bool)
+    assert worse(ours, theirs) == 1.0
+    theirs[:10] = True
+    assert worse(ours, theirs) == pytest.approx(2.0**-10)
+    assert worse(theirs, ours) == pytest.approx(1.0)
+    ours[5:15] = True
+    assert worse(ours, theirs) == pytest.approx(0.623046875)  # 5 of 10, or more
+
+
+@pytest.mark.slow
+def test_a_step_is_compared_with_its_passes():
+    words = ["--models", "small-cnn", "--batch-size", "16", "--steps", "1", "--repeats", "2", "--precisions", "fp32"]
+    done = subprocess.run([sys.executable, BENCHMARKS / "training_step.py", *words], capture_output=True, text=True)
+    rows = tables(done.stdout)
+    assert [row[0] for row in rows] == ["small-cnn, gaussian, fp32", "small-cnn, smoothadv, fp32"], done.stderr
+    limits = {"gaussian": 1.05, "smoothadv": 1.1}
+    missed = 0
+    for name, *cells in rows:
+        step, passes, ratio = (float(cell.split()[0]) for cell in cells)
+        assert ratio == pytest.approx(step / passes, rel=0.02)
+        missed += ratio > limits[name.split(", ")[1]]
+    assert done.returncode == int(missed > 0)
+
+
+# Stands in for the program: keeps what it was told, and is slow at what it does first of each kind.
+PROGRAM = """#!/usr/bin/env bash
+echo "$@" >> "$LOG"
+if [[ $(grep -cxF -- "$*" "$LOG") == 1 && $1 != curve ]]; then exec sleep 30; fi
+[[ $* != *"$BROKEN"* ]]
+"""
+
+
+@pytest.mark.slow  # it waits for deadlines
+class TestPaper:
+    @pytest.fixture
+    def call(self, tmp_path, monkeypatch):
+        program = tmp_path / "bin" / "art-rs"
+        program.parent.mkdir()
+        program.write_text(PROGRAM)
+        program.chmod(0o755)
+        log = tmp_path / "log"
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("LOG", str(log))
+        monkeypatch.setenv("BROKEN", "nothing")
+
+        def call(seconds):
+            done = subprocess.run(
+                [BENCHMARKS / "paper_cifar10.sh", tmp_path / "out", str(seconds)], capture_output=True
+            )
+            return done.returncode, log.read_text().splitlines()
+
+        return call
+
+    def test_goes_on_chunk_by_chunk_until_all_is_done(self, call):
+        statuses = []
+        while not statuses or statuses[-1] == 75:
+            status, said = call(6)
+            statuses.append(status)
+            assert len(statuses) < 12
+        assert statuses == [75] * 8 + [0]  # every command was interrupted once
+        commands = list(dict.fromkeys(said))
+        assert [words.split()[0] for words in commands] == ["train", "certify"] * 4 + ["curve"]
+        assert all(said.count(words) == 2 for words in commands[:-1])
+        folders = [re.search(r"out/(\S+?)(\.jsonl)?$", words).group(1) for words in commands[:-1]]
+        assert (
+            folders[::2] == folders[1::2] == ["gaussian-0.25", "gaussian-0.50", "consistency-0.25", "consistency-0.50"]
+        )
+
+    def test_an_error_is_not_tried_again(self, call, monkeypatch):
+        monkeypatch.setenv("BROKEN", "train")
+        assert call(6)[0] == 75
+        assert call(6)[0] == 1
+
+    def test_what_it_says_is_what_the_program_takes(self, call, monkeypatch):
+        """Names of recipes, methods and options are known to the program itself."""
+        from typer.testing import CliRunner
+
+        from art_rs_plugin.cli import app
+
+        call(6)
+        (words,) = Path(os.environ["LOG"]).read_text().splitlines()
+        monkeypatch.setenv("ART_RS_DATA", "nowhere")
+        said = CliRunner().invoke(app, words.split()).output
+        assert "data set `cifar10`" in said
+        assert "missing or damaged" in said
