@@ -142,9 +142,11 @@ class Fitting(_Base):
             return GaussianAugmentation(loss=self._training_loss)
         if not callable(objective) or not hasattr(objective, "name"):
             raise TypeError(f"`objective` must be a training method, see `training.OBJECTIVES`, got {objective!r}")
-        if not isinstance(self._loss, torch.nn.CrossEntropyLoss):
+        loss = self._loss
+        plain = isinstance(loss, torch.nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing
+        if not plain:
             raise ValueError(
-                f"`loss` must be cross-entropy to train by {objective.name}, which takes it, got {self._loss}"
+                f"`loss` must be plain cross-entropy to train by {objective.name}, which takes it, got {loss}"
             )
         return objective
 

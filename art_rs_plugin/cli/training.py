@@ -75,7 +75,9 @@ def train(
     average: Annotated[float | None, typer.Option(help="Average the weights, keeping such a share a step.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Training images held out to validate with.")] = None,
     validate_every: Annotated[int | None, typer.Option(help="Epochs between validations.  [default: 5]")] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from; with other classes, a new head.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint or weights to start from; with other classes, a new head.")
+    ] = None,
     unlabeled: Annotated[str | None, typer.Option(help="Data set to train on as well, labelled by --teacher.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Checkpoint that labels --unlabeled.")] = None,
     unlabeled_weight: Annotated[float, typer.Option(help="Of the loss of --unlabeled.")] = 1.0,

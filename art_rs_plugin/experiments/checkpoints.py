@@ -91,13 +91,19 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), about
 
 
-def start_from(folder: str | Path, model: nn.Module, architecture: Mapping[str, Any]) -> str:
-    """Give `model` the weights in `folder`, but its own standardisation and, for other classes, its own head.
+def start_from(source: str | Path, model: nn.Module, architecture: Mapping[str, Any]) -> str:
+    """Give `model` the weights in `source`, but its own standardisation and, for other classes, its own head.
 
+    :param source: Checkpoint folder; or a file of weights, which must fit the model as it is, see `load_weights`.
     :param architecture: Of `model`, as `save_checkpoint` keeps it.
-    :return: The hash of the network in `folder`.
+    :return: The hash of the network in `source`.
+    :raises FileNotFoundError: There is no such folder or file.
     :raises ValueError: That network is of another architecture, or for images of another shape.
     """
+    folder = Path(source)
+    if folder.is_file():
+        load_weights(model, folder)
+        return model_hash(model)
     there, about = load_checkpoint(folder)
     theirs = about["architecture"]
     for key in ("name", "input_shape"):

@@ -80,7 +80,8 @@ def train(
     `out` also keeps the state after every epoch, with which the same call goes on; the record of every epoch as a line
     of `metrics.jsonl`; and, where images are held out, the network that validated best in `best`.
 
-    :param init: Checkpoint folder to start from, of the same architecture; for other classes the head is a new one.
+    :param init: Checkpoint folder to start from, of the same architecture; for other classes the head is a new one. Or
+        somebody's file of weights.
     :param tensorboard: Write scalars for TensorBoard, too.
     :raises ValueError: `out` holds another run, `init` another architecture, or an option is unfit.
     :raises FloatingPointError: The loss or a weight is not finite; names epoch, step and the last good checkpoint.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 from art.defences.trainer import Trainer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -60,8 +61,15 @@ class SmoothedTrainer(Trainer):
             if options:
                 raise TypeError(f"{type(self).__name__} takes no option {', '.join(map(repr, options))}")
             return None
-        if "clip_values" in getattr(method, "__dataclass_fields__", ()) and estimator.clip_values is not None:
-            options = {"clip_values": estimator.clip_values, **options}
+        takes_bounds = "clip_values" in getattr(method, "__dataclass_fields__", ()) and "clip_values" not in options
+        if takes_bounds and estimator.clip_values is not None:
+            bounds = [np.unique(np.asarray(bound)) for bound in estimator.clip_values]
+            if any(bound.size != 1 for bound in bounds):
+                raise ValueError(
+                    f"`clip_values` must be two numbers for {type(self).__name__}, got arrays of the estimator's; "
+                    "pass clip_values=(low, high)"
+                )
+            options = {**options, "clip_values": (float(bounds[0][0]), float(bounds[1][0]))}
         return method(**options)
 
     def fit(self, x: Any, y: Any, **kwargs: Any) -> list[Epoch]:

@@ -77,7 +77,14 @@ def adversarial(
     steps: int,
     clip_values: tuple[float, float] | None,
 ) -> torch.Tensor:
-    """`x` `(n, *shape)` moved up -log of the mean softmax over the draws `noise` `(n, m, *shape)`, model evaluating."""
+    """`x` `(n, *shape)` moved up -log of the mean softmax over the draws `noise` `(n, m, *shape)`, model evaluating.
+
+    :raises ValueError: `x` outside `clip_values`, into which the attack would move it for nothing.
+    """
+    if clip_values is not None and not clip_values[0] <= float(x.min()) <= float(x.max()) <= clip_values[1]:
+        raise ValueError(
+            f"x must lie within `clip_values` = {clip_values}, got values from {float(x.min())} to {float(x.max())}"
+        )
     loss, draws = SmoothedLoss(log_probability, log_mean_exp=True), GivenDraws(noise)
 
     def look(points: torch.Tensor, _: int) -> Look:

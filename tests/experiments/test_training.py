@@ -132,13 +132,14 @@ def test_validation_says_what_a_known_network_deserves():
     assert said == {"accuracy": 0.5, "certified": 0.5, **{f"certified at {radius:g}": 0.5 for radius in radii}}
 
 
-class TestInit:
-    @pytest.fixture(scope="class")
-    def start(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("start")
-        training.train(data_of(Made(3)), "mlp", SIGMA, folder, recipe=Recipe(epochs=1, batch_size=16), seed=0)
-        return folder
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    training.train(data_of(Made(3)), "mlp", SIGMA, folder, recipe=Recipe(epochs=1, batch_size=16), seed=0)
+    return folder
 
+
+class TestInit:
     def model(self, classes, std=0.3):
         architecture = {"name": "mlp", "input_shape": [1, 4, 4], "nb_classes": classes, "mean": [0.5], "std": [std]}
         torch.manual_seed(9)
@@ -166,6 +167,17 @@ class TestInit:
         assert all(torch.allclose(value, there[name], atol=1e-6) for name, value in weights(tmp_path).items())
         with pytest.raises(ValueError, match=r"init is 'sha256:.* there and None here"):
             training.train(data_of(Made(3)), "mlp", SIGMA, tmp_path, recipe=recipe, seed=5)
+
+    def test_somebodys_weights_fit_or_are_refused(self, start, tmp_path):
+        there, file = weights(start), tmp_path / "theirs.pth"
+        torch.save({name: value for name, value in there.items() if not name.startswith("0.")}, file)
+        (model, architecture), (other, _) = self.model(3), self.model(5)
+        assert checkpoints.start_from(file, model, architecture) == checkpoints.model_hash(model)
+        assert torch.equal(model.state_dict()["1.fc1.weight"], there["1.fc1.weight"])
+        with pytest.raises(ValueError, match="fc3"):
+            checkpoints.start_from(file, other, architecture)
+        with pytest.raises(FileNotFoundError, match=r"checkpoint `.*nowhere`"):
+            checkpoints.start_from(tmp_path / "nowhere", model, architecture)
 
     def test_refuses_another_architecture(self, start, tmp_path):
         with pytest.raises(ValueError, match=f"`init` must have the name 'small-cnn', got 'mlp' in {start}"):

@@ -54,6 +54,11 @@ def test_images_stay_within_the_estimators_clip_values(name):
     given = TRAINERS[name](estimator(clip_values=(-1.0, 2.0)), clip_values=(0.0, 1.0))
     assert given.objective.clip_values == (0.0, 1.0)
     assert TRAINERS[name](estimator()).objective.clip_values is None
+    low, high = np.zeros((1, 4, 4), np.float32), np.ones((1, 4, 4), np.float32)
+    assert TRAINERS[name](estimator(clip_values=(low, high))).objective.clip_values == (0.0, 1.0)
+    low[0, 0, 0] = -1
+    with pytest.raises(ValueError, match="`clip_values` must be two numbers for Smooth"):
+        TRAINERS[name](estimator(clip_values=(low, high)))
 
 
 def test_generators_meet_the_method_as_well():
@@ -73,7 +78,13 @@ def test_refusals():
         trainers.SmoothAdvTrainer(estimator(), eps=-1)
     with pytest.raises(TypeError, match="`estimator` must be a RandomizedSmoothingPyTorch, got Sequential"):
         trainers.MACERTrainer(nn.Sequential())
-    with pytest.raises(ValueError, match="`loss` must be cross-entropy to train by macer, which takes it, got Multi"):
+    with pytest.raises(
+        ValueError, match="`loss` must be plain cross-entropy to train by macer, which takes it, got Multi"
+    ):
         trainers.MACERTrainer(estimator(loss=nn.MultiMarginLoss()), nb_epochs=1).fit(X, Y)
+    with pytest.raises(ValueError, match="`loss` must be plain cross-entropy to train by consistency"):
+        trainers.ConsistencyTrainer(estimator(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), nb_epochs=1).fit(X, Y)
+    with pytest.raises(ValueError, match=r"x must lie within `clip_values` = \(0.0, 0.5\), got values from 0\."):
+        trainers.SmoothAdvTrainer(estimator(), nb_epochs=1, clip_values=(0.0, 0.5)).fit(X, Y)
     with pytest.raises(TypeError, match=r"`objective` must be a training method, see .*, got .macer."):
         estimator().fit(X, Y, objective="macer")
