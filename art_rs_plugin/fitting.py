@@ -140,11 +140,12 @@ class Fitting(_Base):
     def _objective(self, objective: Objective | None) -> Objective:
         if objective is None:
             return GaussianAugmentation(loss=self._training_loss)
-        if not callable(objective) or not hasattr(objective, "name"):
-            raise TypeError(f"`objective` must be a training method, see `training.OBJECTIVES`, got {objective!r}")
-        loss = self._loss
-        plain = isinstance(loss, torch.nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing
-        if not plain:
+        if isinstance(objective, type) or not callable(objective) or not hasattr(objective, "name"):
+            raise TypeError(
+                f"`objective` must be a training method with its options, such as `SmoothAdv()`, got {objective!r}"
+            )
+        if not isinstance(objective, GaussianAugmentation) and not _plain_cross_entropy(self._loss):
+            loss = self._loss
             raise ValueError(
                 f"`loss` must be plain cross-entropy to train by {objective.name}, which takes it, got {loss}"
             )
@@ -164,6 +165,17 @@ class Fitting(_Base):
             x = self._inputs(x)
             labels = self._hard_labels(y, len(x), "fit")
             yield x if augment is None else torch.stack([augment(image) for image in x]), labels
+
+
+def _plain_cross_entropy(loss: Any) -> bool:
+    """Whether the loss is what every method but Gaussian augmentation takes, whatever the estimator's."""
+    return (
+        isinstance(loss, torch.nn.CrossEntropyLoss)
+        and loss.weight is None
+        and not loss.label_smoothing
+        and loss.reduction == "mean"
+        and loss.ignore_index < 0
+    )
 
 
 def _epoch(generator: DataGenerator | DataLoader[Any]) -> Iterable[Any]:

@@ -33,6 +33,8 @@ class Purpose(str, Enum):
     TRAINING = "training"
     SHUFFLING = "shuffling"
     SPLITTING = "splitting"  # of a training set, to hold some of it out
+    VALIDATION = "validation"  # which chooses a network: never by the noise that certifies it
+    LABELLING = "labelling"  # by a teacher
     INITIALISATION = "initialisation"
     BOUND = "bound"  # the uniform of a randomized bound
 
@@ -96,6 +98,11 @@ def stream(seed: int, purpose: Purpose, *position: int, device: torch.device | s
     :param position: Whole numbers; streams with different positions are unrelated.
     """
     return seed_generator(torch.Generator(device), seed, purpose, *position)
+
+
+def derived_seed(seed: int, purpose: Purpose) -> int:
+    """A 63-bit seed for whoever draws for this purpose as others do for theirs, with streams that are unrelated."""
+    return int.from_bytes(hashlib.shake_128(_key(seed, purpose, ())).digest(8), "little") >> 1
 
 
 def uniform(seed: int, purpose: Purpose, *position: int) -> float:

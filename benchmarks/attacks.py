@@ -158,7 +158,7 @@ def outcome(options, data, indices, name, eps, judge, clean=None):
     )
     if name is None:
         evaluation = replace(evaluation, clean=evaluation.attacked)
-    if evaluation.l2.max() > eps + BEYOND:
+    if evaluation.l2.max(initial=0.0) > eps + BEYOND:
         raise RuntimeError(f"{name} perturbed by {evaluation.l2.max()}, more than eps = {eps}")
     fields = asdict(evaluation)
     arrays = {key: value.tolist() for key, value in fields.items() if isinstance(value, np.ndarray)}
@@ -290,7 +290,8 @@ def main():
             abstained[standing] = evaluation.attacked == ABSTAIN
             print(
                 f"| {name} | {eps:g} | {share(found[name][eps], CONFIDENCE)} | {share(abstained, CONFIDENCE)} | "
-                f"{evaluation.l2.max():.4f} | {len(attacked) * options.steps * options.samples} | {seconds:.3g} |",
+                f"{evaluation.l2.max(initial=0.0):.4f} | {len(attacked) * options.steps * options.samples} | "
+                f"{seconds:.3g} |",
                 flush=True,
             )
     print(f"\nBefore any attack {before.wrong} are named wrong, and {before.abstain} abstained from.")

@@ -2,7 +2,7 @@
 # Table 3 of Cohen et al. 2019 for CIFAR-10 at sigma .25 and .50, and what grew from it, unattended: trains ResNet-110 by
 # the paper's recipe and by Consistency, and certifies all 10 000 test images at the table's radii. For a GPU, in chunks:
 #
-#     until benchmarks/paper_cifar10.sh out 540; do [[ $? == 75 ]] || break; done
+#     while true; do benchmarks/paper_cifar10.sh out 540; s=$?; [[ $s == 75 ]] || exit $s; done
 #
 # One call works for so many seconds (default 540) and ends with status 75 where there is more to do; the next call goes
 # on: training after the last whole epoch, certification after the last image. Status 0: all is done.

@@ -21,10 +21,12 @@ import sys
 import time
 from pathlib import Path
 
+import art
 import numpy as np
 import torch
 from scipy.stats import binomtest
 
+import art_rs_plugin
 from art_rs_plugin import Looks, RandomizedSmoothingPyTorch, trainers
 from art_rs_plugin.experiments import datasets, models
 
@@ -97,9 +99,13 @@ TRAIN = {"ours": train_ours, "ART": train_art}
 def result(options, method, whose):
     """Which test images are certified at each radius, bool (m, radii), and the seconds of an epoch."""
     path = options.out / f"{method}-{whose}.json"
+    names = ("data", "model", "sigma", "epochs", "batch_size", "train_images", "images", "n", "seed")
     settings = {
-        name: getattr(options, name)
-        for name in ("data", "model", "sigma", "epochs", "batch_size", "train_images", "images", "n", "seed")
+        **{name: getattr(options, name) for name in names},
+        "method": [METHODS[method][1], METHODS[method][3]],
+        "optimizer": [LR, MOMENTUM, WEIGHT_DECAY],
+        "versions": [torch.__version__, art.__version__, art_rs_plugin.__version__],
+        "threads": torch.get_num_threads(),
     }
     if path.exists():
         kept = json.loads(path.read_text())

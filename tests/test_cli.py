@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from art_rs_plugin.cli import app
-from art_rs_plugin.experiments import models, recipes
+from art_rs_plugin.experiments import datasets, models, recipes
 from art_rs_plugin.experiments.ledger import read_ledger
 from art_rs_plugin.training import OBJECTIVES
 
@@ -281,8 +282,8 @@ def test_methods_and_recipes_are_listed(here: Path) -> None:
 def test_a_recipe_with_a_method_and_data_of_its_own(here: Path) -> None:
     """Another network, by another method, from the first one's weights, and with images that it labels."""
     words = "train --recipe digits --sigma 0.5 --method smoothadv --option eps=0.25 --option steps=2 --option draws=2"
-    more = "--epochs 2 --held-out 100 --validate-every 2 --init runs/digits --unlabeled digits --teacher runs/digits"
-    said = run(*words.split(), *more.split(), "--unlabeled-weight", "0.5", "--seed", "0", "--out", "runs/adversarial")
+    more = "--epochs 2 --held-out 100 --validate-every 2 --init runs/digits --seed 0 --out runs/adversarial"
+    said = run(*words.split(), *more.split())
     assert "epoch 2/2" in said
     assert "held out: accuracy 0." in said
     about = json.loads((here / "runs/adversarial/checkpoint.json").read_text())
@@ -291,6 +292,10 @@ def test_a_recipe_with_a_method_and_data_of_its_own(here: Path) -> None:
     assert about["training"]["options"] == {"eps": 0.25, "steps": 2, "draws": 2}
     assert about["training"]["last_epoch"]["validation"]["accuracy"] > 0.5
     assert (here / "runs/adversarial/best/model.safetensors").exists()
+    taught = "--recipe digits --sigma 0.5 --epochs 1 --unlabeled digits --teacher runs/digits --unlabeled-weight 0.5"
+    assert "epoch 1/1" in run("train", *taught.split(), "--seed", "0", "--out", "runs/taught")
+    labels = np.load(here / "runs/taught/pseudo-labels.npz")["labels"]
+    assert (labels == datasets.load("digits", "train").arrays()[1]).mean() > 0.8
 
 
 @pytest.mark.slow

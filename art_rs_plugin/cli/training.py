@@ -97,6 +97,7 @@ def train(
     """Train a base classifier under Gaussian noise, with a checkpoint after every epoch."""
     with reported(f"what is finished is in {out}"):
         from art_rs_plugin.experiments import datasets, recipes, training
+        from art_rs_plugin.experiments.unlabeled import Unlabeled
 
         told = recipes.Recipe() if recipe is None else recipes.load(recipe)
         told = recipes.changed(
@@ -124,7 +125,7 @@ def train(
         more = None
         if unlabeled is not None and teacher is not None:
             images = datasets.load(unlabeled, "train", root=data_root, download=download)
-            more = training.Unlabeled(images, teacher, unlabeled_weight)
+            more = Unlabeled(images, teacher, unlabeled_weight)
         training.train(
             datasets.load(told.data, "train", root=data_root, download=download),
             told.model,

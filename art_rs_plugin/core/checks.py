@@ -26,6 +26,14 @@ def probability(name: str, value: SupportsFloat) -> float:
     return number
 
 
+def finite(name: str, value: SupportsFloat) -> float:
+    """`value` as a float, if it is finite; ValueError or TypeError if not."""
+    number = _real(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"`{name}` must be finite, got {value!r}")
+    return number
+
+
 def positive(name: str, value: SupportsFloat) -> float:
     """`value` as a float, if it is finite and above 0; ValueError or TypeError if not."""
     number = _real(name, value)

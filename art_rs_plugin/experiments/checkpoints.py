@@ -101,20 +101,22 @@ def start_from(source: str | Path, model: nn.Module, architecture: Mapping[str, 
     :raises ValueError: That network is of another architecture, or for images of another shape.
     """
     folder = Path(source)
+    standardisation = {f"0.{name}": value.clone() for name, value in model[0].named_buffers()}  # type: ignore[index]
     if folder.is_file():
         load_weights(model, folder)
-        return model_hash(model)
+        found = model_hash(model)
+        model.load_state_dict(standardisation, strict=False)
+        return found
     there, about = load_checkpoint(folder)
     theirs = about["architecture"]
     for key in ("name", "input_shape"):
         if list(theirs[key]) != list(architecture[key]):
             raise ValueError(f"`init` must have the {key} {architecture[key]!r}, got {theirs[key]!r} in {folder}")
-    standardisation = {f"0.{name}" for name, _ in model[0].named_buffers()}  # type: ignore[index]  # see models.build
     here, weights = model.state_dict(), there.state_dict()
     others = [name for name in here if here[name].shape != weights[name].shape]
     if others and theirs["nb_classes"] == architecture["nb_classes"]:
         raise ValueError(f"`init` must have weights of the same shapes, got others for {', '.join(others)} in {folder}")
-    left = standardisation | set(others)
+    left = {*standardisation, *others}
     model.load_state_dict({name: value for name, value in weights.items() if name not in left}, strict=False)
     return str(about["model_hash"])
 

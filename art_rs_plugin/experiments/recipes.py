@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_type_hints
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.training import OBJECTIVES, Objective
@@ -18,7 +22,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SCHEDULES = ("step", "cosine")
+SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "step": lambda optimizer, epochs: StepLR(optimizer, step_size=max(1, -(-epochs // 3))),
+    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, T_max=epochs),
+}
+"""(optimizer, epochs) -> the schedule of its learning rate, stepped after each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +67,16 @@ class Recipe:
         checks.whole("epochs", self.epochs)
         checks.whole("batch_size", self.batch_size)
         checks.positive("lr", self.lr)
+        checks.non_negative("momentum", self.momentum)
+        checks.non_negative("weight_decay", self.weight_decay)
         checks.one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("data", "model"):
+            if not isinstance(value := getattr(self, name), (str, NoneType)):
+                raise TypeError(f"`{name}` must be a name, got {value!r}")
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"`options` must be a table of the method's options, got {self.options!r}")
+        if self.clip is not None:
+            checks.positive("clip", self.clip)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.whole("held_out", self.held_out, minimum=0)
         checks.whole("validate_every", self.validate_every)

@@ -4,59 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.experiments import checkpoints, models, runs
 from art_rs_plugin.experiments.datasets import DataSet
-from art_rs_plugin.experiments.recipes import Recipe
+from art_rs_plugin.experiments.recipes import SCHEDULES, Recipe
+from art_rs_plugin.experiments.unlabeled import Unlabeled, with_pseudo_labels
 from art_rs_plugin.experiments.validation import SCORE, Validation
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator, stream
 from art_rs_plugin.training import Epoch, loader_batches, read_checkpoint
 from art_rs_plugin.training import train as train_loop
+from art_rs_plugin.training.checkpoint import Contents
 from art_rs_plugin.training.loop import Batches
 
 STATE = "training.pt"
 METRICS = "metrics.jsonl"
 BEST = "best"  # folder inside the checkpoint's, of the epoch that validated best
-PSEUDO_LABELS = "pseudo-labels.npy"
-PSEUDO_LABEL_VOTES = 20
-_IMAGES_AT_ONCE = 1_000
-
-
-@dataclass(frozen=True)
-class Unlabeled:
-    """More images to train on, under the labels that a teacher gives them (Salman et al. 2019, Section 4.2).
-
-    :param images: Their own labels are never looked at.
-    :param teacher: Checkpoint folder of a network; a label is the class that most of 20 of its votes name, under the
-        noise it was trained with.
-    :param weight: Of their loss, against 1 of the labelled images'.
-    """
-
-    images: DataSet
-    teacher: Path
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks.positive("weight", self.weight)
-
-    @property
-    def identity(self) -> str:
-        """What a run must have been told to go on with these."""
-        _, about = checkpoints.load_checkpoint(self.teacher)
-        return f"{self.images.name} labelled by {about['model_hash']}, weight {self.weight}"
+VALIDATED = 500  # held-out images, at most: certificates take time
 
 
 def train(
@@ -82,12 +54,16 @@ def train(
 
     :param init: Checkpoint folder to start from, of the same architecture; for other classes the head is a new one. Or
         somebody's file of weights.
+    :param device: The CPU or the current GPU: "cpu" or "cuda".
     :param tensorboard: Write scalars for TensorBoard, too.
     :raises ValueError: `out` holds another run, `init` another architecture, or an option is unfit.
     :raises FloatingPointError: The loss or a weight is not finite; names epoch, step and the last good checkpoint.
     :raises ImportError: `tensorboard`, and it is not installed.
     """
-    noise, state = Gaussian(sigma), out / STATE
+    noise, state, device = Gaussian(sigma), out / STATE, torch.device(device)
+    checks.one_of("device", str(device), ("cpu", "cuda"))
+    if unlabeled is not None:
+        unlabeled.check(data, recipe.held_out)
     begun = read_checkpoint(state) if state.exists() else None
     if seed is None:
         seed = fresh_seed() if begun is None else begun["settings"]["seed"]
@@ -121,11 +97,13 @@ def train(
             "training": {"seed": seed, **told},
             "versions": runs.versions(),
         },
-        Validation(*data.arrays(held_out), sigma, seed) if held_out else None,
+        Validation(*data.arrays(held_out[:VALIDATED]), sigma, seed) if held_out else None,
         recipe,
-        [] if begun is None else begun["history"],
+        [],
         _scalars(out) if tensorboard else None,
     )
+    if begun is not None:
+        folder.take_up(begun)
 
     def after(epoch: Epoch) -> None:
         folder.record(epoch)
@@ -135,7 +113,7 @@ def train(
     images = data.images if not held_out else Subset(data.images, kept)
     batches: Batches = loader_batches(images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers)
     if unlabeled is not None:
-        batches = _with_pseudo_labels(batches, unlabeled, recipe.batch_size, seed, device, out)
+        batches = with_pseudo_labels(batches, unlabeled, recipe.batch_size, seed, device, out)
     history = train_loop(
         model,
         batches,
@@ -144,7 +122,7 @@ def train(
         noise=noise,
         epochs=recipe.epochs,
         seed=seed,
-        scheduler=_schedule(optimizer, recipe),
+        scheduler=SCHEDULES[recipe.schedule](optimizer, recipe.epochs),
         precision=recipe.precision,
         clip=recipe.clip,
         average=average,
@@ -154,6 +132,8 @@ def train(
             "model": model_name,
             "data": data.name,
             "epochs": recipe.epochs,
+            "batch_size": recipe.batch_size,
+            "images": len(data),
             "held_out": recipe.held_out,
             "share kept by the average": recipe.average,
             "init": started_from,
@@ -162,6 +142,8 @@ def train(
         on_epoch=after,
         progress=progress,
     )
+    folder.history = history
+    folder.write_metrics()
     folder.save(out, history[-1])
     return folder.model
 
@@ -184,22 +166,46 @@ class _Folder:
     scalars: Callable[[Epoch], object] | None
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """What validation says after this epoch, if it is due; the best network so far is saved."""
+        """What validation says after this epoch, if it is due."""
         if self.validation is None or (epoch % self.recipe.validate_every and epoch != self.recipe.epochs):
             return {}
-        said = self.validation(self.model)
-        if said[SCORE] > max((past["validation"][SCORE] for past in self.history if "validation" in past), default=-1):
-            self.save(self.out / BEST, {"epoch": epoch, "validation": said})
-        return said
+        return self.validation(self.model)
 
     def record(self, epoch: Epoch) -> None:
-        """Keep the record of an epoch."""
+        """Keep the record of an epoch, whose state is written, and the network if it is the best so far."""
         self.history.append(epoch)
+        self.write_metrics()
+        self._keep_best()
+        if self.scalars is not None:
+            self.scalars(epoch)
+
+    def take_up(self, begun: Contents) -> None:
+        """What a run that was killed after it wrote its last state had no time for."""
+        self.history = list(begun["history"])
+        averaged = {name.removeprefix("module."): value for name, value in (begun.get("average") or {}).items()}
+        weights, here = averaged or begun["model"], self.model.state_dict()
+        # another run's may differ; the loop will say so
+        if all(name in weights and weights[name].shape == value.shape for name, value in here.items()):
+            self.model.load_state_dict({name: weights[name] for name in here})
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Save the network of the last epoch if it is the best of all and not there yet."""
+        validated = [epoch for epoch in self.history if "validation" in epoch]
+        if not validated or self.validation is None:
+            return
+        best = max(validated, key=lambda epoch: epoch["validation"][SCORE])  # the first of equals
+        if best is not self.history[-1]:
+            return
+        about = self.out / BEST / checkpoints.ABOUT
+        if not about.exists() or json.loads(about.read_text())["training"]["last_epoch"] != dict(best):
+            self.save(self.out / BEST, best)
+
+    def write_metrics(self) -> None:
+        """The records of all epochs, in the place of those that are there."""
         partial = self.out / (METRICS + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in self.history))
         os.replace(partial, self.out / METRICS)
-        if self.scalars is not None:
-            self.scalars(epoch)
 
     def save(self, folder: Path, last_epoch: Any) -> None:
         """Save the network as it is after this epoch."""
@@ -207,18 +213,12 @@ class _Folder:
         checkpoints.save_checkpoint(folder, self.model, about)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe) -> LRScheduler:
-    if recipe.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=recipe.epochs)
-    return StepLR(optimizer, step_size=max(1, -(-recipe.epochs // 3)))
-
-
 def _split(data: DataSet, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Indices that are trained on and that are held out, a function of the seed."""
+    """Indices that are trained on, and that are held out, these in random order: a function of the seed."""
     if held_out >= len(data):
         raise ValueError(f"`held_out` must be below the {len(data)} images of {data.name}, got {held_out}")
     order = torch.randperm(len(data), generator=stream(seed, Purpose.SPLITTING)).tolist()
-    return sorted(order[held_out:]), sorted(order[:held_out])
+    return sorted(order[held_out:]), order[:held_out]
 
 
 def _scalars(out: Path) -> Callable[[Epoch], object]:
@@ -237,57 +237,3 @@ def _scalars(out: Path) -> Callable[[Epoch], object]:
         writer.flush()
 
     return write
-
-
-class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
-    """Images of a data set under other labels."""
-
-    def __init__(self, images: Dataset[Any], labels: NDArray[np.int64]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index][0], int(self.labels[index])
-
-
-def _with_pseudo_labels(
-    labelled: Batches, unlabeled: Unlabeled, batch_size: int, seed: int, device: torch.device | str, out: Path
-) -> Batches:
-    """Batches of both, in an order that is a function of (seed, epoch), each of one kind and with its weight."""
-    images = unlabeled.images
-    labels = _pseudo_labels(unlabeled, seed, device, out / PSEUDO_LABELS)
-    more = loader_batches(_Relabelled(images.images, labels), batch_size, seed + 1, augment=images.augment)
-
-    def batches(epoch: int) -> Iterator[Any]:
-        loaders = labelled(epoch), more(epoch)
-        sizes = [len(loader) for loader in loaders]  # type: ignore[arg-type]  # a DataLoader has a length
-        sources, weights = [iter(loader) for loader in loaders], (1.0, unlabeled.weight)
-        order = torch.randperm(sum(sizes), generator=stream(seed, Purpose.SHUFFLING, epoch, 1))
-        for kind in (order >= sizes[0]).int().tolist():
-            yield (*next(sources[kind]), weights[kind])
-
-    return batches
-
-
-def _pseudo_labels(unlabeled: Unlabeled, seed: int, device: torch.device | str, path: Path) -> NDArray[np.int64]:
-    """The teacher's labels, from the file if they are there."""
-    if path.exists():
-        labels: NDArray[np.int64] = np.load(path)
-        return labels
-    teacher, about = checkpoints.load_checkpoint(unlabeled.teacher)
-    estimator = RandomizedSmoothingPyTorch(
-        teacher, about["sigma"], seed=seed, compile=False, device_type="cpu" if str(device) == "cpu" else "gpu"
-    )
-    parts = []
-    for start in range(0, len(unlabeled.images), _IMAGES_AT_ONCE):
-        names = range(start, min(start + _IMAGES_AT_ONCE, len(unlabeled.images)))
-        x, _ = unlabeled.images.arrays(names)
-        parts.append(estimator.votes(x, PSEUDO_LABEL_VOTES, indices=list(names)).argmax(1))
-    labels = np.concatenate(parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".partial"), "wb") as file:
-        np.save(file, labels)
-    os.replace(path.with_suffix(".partial"), path)
-    return labels

@@ -10,23 +10,25 @@ import torch
 from art_rs_plugin.core.budgets import Looks
 from art_rs_plugin.core.curves import certified_accuracy
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
+from art_rs_plugin.noise import Purpose, derived_seed
 
 VOTES = 20  # of the accuracy under noise
 MOST_VOTES = 1_000  # of a certificate
-MOST_IMAGES = 500
 IN_SIGMA = (0.0, 0.5, 1.0, 1.5, 2.0)  # radii, in units of sigma; 1 000 unanimous votes reach 2.4
 
 SCORE = "certified"  # by which the best epoch is chosen
 
 
 class Validation:
-    """Judges networks on the same images with the same noise.
+    """Judges networks on the same images with the same noise, which nothing else draws.
 
-    :param x: Images (m, *shape), of which at most 500 are used; :param y: their labels (m,).
+    :param x: Images (m, *shape); :param y: their labels (m,).
+    :param seed: The run's.
     """
 
     def __init__(self, x: Any, y: Any, sigma: float, seed: int) -> None:
-        self.x, self.y, self.sigma, self.seed = x[:MOST_IMAGES], np.asarray(y[:MOST_IMAGES]), sigma, seed
+        self.x, self.y, self.sigma = x, np.asarray(y), sigma
+        self.seed = derived_seed(seed, Purpose.VALIDATION)
         self.budget = Looks(radii=tuple(share * sigma for share in IN_SIGMA), n_max=MOST_VOTES)
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from art_rs_plugin.ascent import Look, Projected, ascend, per_row
 from art_rs_plugin.core import checks
-from art_rs_plugin.training.objectives import Outcome, Step, correct, cross_entropy, divergence
+from art_rs_plugin.training.objectives import Outcome, Step, correct, cross_entropy, divergence, finite_log
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class CatRS:
 
     Of the m noisy copies x + e_j a share p is classified right; K is drawn from Binomial(m, p), at least 1. The first
     term is the sum of the K least cross-entropies over m. The second is the largest over j of
-    KL(label || f(x + e_j')), where e_j' maximises it within eps of e_j, by `steps` steps of 2 eps / steps, each of
-    which ends by giving it the mean and the deviation of e_j. The authors take m = 4, eps 1, 4 steps and, on CIFAR-10,
-    weight .5, 1, 2 at sigma .25, .5, 1; as labels they take what a smoothed classifier trained by Gaussian augmentation
-    says.
+    KL(label || f(x + e_j')), where e_j' maximises it within eps of e_j, by `steps` steps of 2 eps / steps; each ends by
+    giving it the mean and the deviation of e_j, which may lead a little out of eps. The authors take m = 4, eps 1,
+    4 steps and, on CIFAR-10, weight .5, 1, 2 at sigma .25, .5, 1; as labels they take what a smoothed classifier
+    trained by Gaussian augmentation says.
 
     :param weight: Of the second term (lambda), at least 0.
-    :param eps: Largest l2 distance between e_j' and e_j, in the unit of x.
+    :param eps: Of the ball around e_j that e_j' is sought in, in the unit of x.
     :param steps: Of the search for e_j'.
     :param draws: m, noisy copies a sample.
     :param teacher: x `(n, *shape)` -> distributions `(n, classes)` that are the labels of the second term; the classes
@@ -57,7 +57,7 @@ class CatRS:
         if self.weight:
             label = self._labels(x, y, logits.shape[2])
             confident = kept == self.draws
-            worst = divergence(label, step.logits(x, self._worst(step, x, noise, label))).amax(1)
+            worst = divergence(finite_log(label), step.logits(x, self._worst(step, x, noise, label))).amax(1)
             loss = loss + self.weight * worst * confident
         return Outcome(loss.mean(), correct(logits, y))
 
@@ -69,7 +69,7 @@ class CatRS:
 
     def _worst(self, step: Step, x: torch.Tensor, noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Noise `(n, m, *shape)` within eps of `noise` at which the divergence from `label` is large."""
-        clean, labels = x.repeat_interleave(self.draws, 0), label.repeat_interleave(self.draws, 0)
+        clean, labels = (part.repeat_interleave(self.draws, 0) for part in (x, finite_log(label)))
 
         def look(points: torch.Tensor, _: int) -> Look:
             points = points.detach().requires_grad_(True)

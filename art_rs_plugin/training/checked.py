@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from art_rs_plugin.core import checks
 from art_rs_plugin.votes import Forward
 
 
@@ -16,8 +19,12 @@ class Checked:
         self.highest = 0
         self.where = ""
 
-    def expect(self, x: torch.Tensor, y: torch.Tensor, where: str) -> None:
-        """Check the next batch and remember what to hold the logits against."""
+    def expect(self, x: torch.Tensor, y: torch.Tensor, where: str, weight: tuple[Any, ...] = ()) -> None:
+        """Check the next batch, and its loss's weight if it has one, and remember what to hold the logits against."""
+        if weight:
+            if len(weight) > 1:
+                raise ValueError(f"a batch must be (x, y) or (x, y, weight), got {2 + len(weight)} parts in {where}")
+            checks.positive("weight", weight[0])
         if not x.is_floating_point():
             raise TypeError(f"x must be floating point, got {x.dtype} in {where}")
         if y.dtype != torch.int64:

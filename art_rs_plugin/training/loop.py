@@ -82,7 +82,8 @@ def train(
         asked for: the file may hold more epochs than that, and then nothing is trained. Optimizer and scheduler take up
         its state, a scheduler's options included (CosineAnnealingLR keeps its T_max).
     :param identity: Whatever else makes this run this run, such as the names of data and architecture: plain values
-        that a checkpoint keeps, and whose change a resume refuses.
+        that a checkpoint keeps, and whose change a resume refuses. Options of the objective are among them, but for
+        functions: that a loss or a teacher is the same is for the caller to see to.
     :param on_epoch: Called with the record of each epoch, after its checkpoint is written.
     :param progress: Show a bar for each epoch.
     :raises ValueError, TypeError: for bad options, batches or labels, or a checkpoint of another run.
@@ -169,7 +170,7 @@ class _Run:
         self.model.train()
         with tqdm(batches, desc=title, unit="step", disable=not progress) as bar:
             for step, (x, y, *weight) in enumerate(bar, start=1):
-                self.forward.expect(x, y, f"epoch {number}, step {step}")
+                self.forward.expect(x, y, f"epoch {number}, step {step}", tuple(weight))
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
                 seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
                 outcome = self.objective(self.at_hand(number), x, y)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
+from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian
 from art_rs_plugin.votes import Forward
 
@@ -72,9 +73,18 @@ def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(logits.shape[:2])
 
 
-def divergence(target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the softmax from distributions `target`, broadcast to `logits`: `(n, count)`."""
-    return F.kl_div(torch.log_softmax(logits, dim=-1), target.expand_as(logits), reduction="none").sum(-1)
+def divergence(log_target: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the softmax from distributions, broadcast to `logits`: `(n, count)`.
+
+    :param log_target: Their logarithms, finite: where a probability is zero in floating point, the gradient in it is
+        none, and in its logarithm zero.
+    """
+    return (log_target.exp() * (log_target - torch.log_softmax(logits, dim=-1))).sum(-1)
+
+
+def finite_log(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logarithms, of zeros that of the least positive number: for `divergence`."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def log_mean_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -85,6 +95,17 @@ def log_mean_softmax(logits: torch.Tensor) -> torch.Tensor:
 def correct(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Number of samples whose largest logit `(n, count, classes)` is at the label, as a mean over copies."""
     return (logits.detach().argmax(2) == y.unsqueeze(1)).float().mean(1).sum()
+
+
+def check_bounds(clip_values: Any) -> None:
+    """ValueError or TypeError for what is neither None nor (low, high), two numbers."""
+    if clip_values is None:
+        return
+    if not isinstance(clip_values, tuple) or len(clip_values) != 2:
+        raise TypeError(f"`clip_values` must be a pair (low, high) of numbers, got {clip_values!r}")
+    low, high = (checks.finite("clip_values", value) for value in clip_values)
+    if not low < high:
+        raise ValueError(f"`clip_values` must be (low, high) with low below high, got {clip_values!r}")
 
 
 def warmed_up(epoch: int, epochs: int) -> float:

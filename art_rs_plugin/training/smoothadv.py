@@ -11,7 +11,7 @@ import torch
 from art_rs_plugin.ascent import Decoupled, Look, Mover, Projected, ascend
 from art_rs_plugin.core import checks
 from art_rs_plugin.smoothed import GivenDraws, SmoothedLoss, log_probability
-from art_rs_plugin.training.objectives import Outcome, Step, correct, cross_entropy, warmed_up
+from art_rs_plugin.training.objectives import Outcome, Step, check_bounds, correct, cross_entropy, warmed_up
 
 ATTACKS: dict[str, Callable[[torch.Tensor, int], Mover]] = {
     "pgd": lambda eps, steps: Projected(2, eps, 2 * eps / steps),
@@ -25,9 +25,10 @@ class SmoothAdv:
     """Cross-entropy at x' + e_j, where x' maximises -log of the mean softmax over the same draws e_1, ..., e_m within
     the l2 ball of radius eps (Salman et al. 2019, equation 6 and Section 3.2).
 
-    Their PGD makes `steps` steps of length 2 eps / steps, each from where the last one led; their DDN starts from norm
-    eps and never exceeds it. eps grows linearly over the first epochs. They try 1 to 10 steps, 1 to 8 draws and eps
-    .25, .5, 1 and 2; Jeong and Shin 2020 take 10 steps, eps 1 and, on MNIST, 4 draws at every sigma.
+    PGD makes `steps` steps of length 2 eps / steps, each from where the last one led. DDN starts from norm eps and
+    never exceeds it; theirs returns the least perturbation that fooled, or none, and here it is where DDN ended. eps
+    grows linearly over the first epochs. They try 1 to 10 steps, 1 to 8 draws and eps .25, .5, 1 and 2; Jeong and Shin
+    2020 take 10 steps, eps 1 and, on MNIST, 4 draws at every sigma.
 
     :param eps: Largest l2 norm of the perturbation, in the unit of x, at least 0.
     :param steps: Of the attack.
@@ -55,6 +56,7 @@ class SmoothAdv:
         checks.one_of("attack", self.attack, ATTACKS)
         checks.whole("warmup", self.warmup, minimum=0)
         checks.one_of("all_draws", self.all_draws, (True, False))
+        check_bounds(self.clip_values)
 
     def __call__(self, step: Step, x: torch.Tensor, y: torch.Tensor) -> Outcome:
         """Loss of noisy copies of adversarial examples, and the number of right answers on them."""
@@ -81,16 +83,17 @@ def adversarial(
 
     :raises ValueError: `x` outside `clip_values`, into which the attack would move it for nothing.
     """
-    if clip_values is not None and not clip_values[0] <= float(x.min()) <= float(x.max()) <= clip_values[1]:
-        raise ValueError(
-            f"x must lie within `clip_values` = {clip_values}, got values from {float(x.min())} to {float(x.max())}"
-        )
     loss, draws = SmoothedLoss(log_probability, log_mean_exp=True), GivenDraws(noise)
 
     def look(points: torch.Tensor, _: int) -> Look:
         value, gradient, votes = loss.probe(step.forward, points, y, draws, batch_size=noise.shape[0] * noise.shape[1])
         return Look(value, gradient, votes.argmax(1) != y)
 
-    box = None if clip_values is None else (x.new_tensor(clip_values[0]), x.new_tensor(clip_values[1]))
+    box = None
+    if clip_values is not None:
+        box = x.new_tensor(clip_values[0]), x.new_tensor(clip_values[1])
+        if ((x < box[0]) | (x > box[1])).any():
+            low, high = (float(value) for value in x.aminmax())
+            raise ValueError(f"x must lie within `clip_values` = {clip_values}, got values from {low} to {high}")
     with step.evaluation():
         return ascend(x, look, mover, steps=steps, box=box)

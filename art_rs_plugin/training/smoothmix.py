@@ -13,9 +13,11 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.training.objectives import (
     Outcome,
     Step,
+    check_bounds,
     correct,
     cross_entropy,
     divergence,
+    finite_log,
     log_mean_softmax,
     warmed_up,
 )
@@ -60,6 +62,7 @@ class SmoothMix:
         checks.whole("draws", self.draws)
         checks.one_of("one_step", self.one_step, (True, False))
         checks.whole("warmup", self.warmup, minimum=0)
+        check_bounds(self.clip_values)
 
     def __call__(self, step: Step, x: torch.Tensor, y: torch.Tensor) -> Outcome:
         """Loss of noisy copies of samples and mixed samples, and the number of right answers on the former."""
@@ -73,7 +76,7 @@ class SmoothMix:
             mean = log_mean_softmax(logits).exp()
             share = x.new_empty(len(x)).uniform_(0.0, 0.5, generator=step.generator)
             mixed, label = mix(x, x_adv, mean, share)
-            fades = divergence(label.unsqueeze(1), step.logits(mixed, noise)).mean(1)
+            fades = divergence(finite_log(label).unsqueeze(1), step.logits(mixed, noise)).mean(1)
             loss = loss + self.weight * strength * fades * (mean.argmax(1) == y)
         return Outcome(loss.mean(), correct(logits, y))
 

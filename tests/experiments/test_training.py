@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from art_rs_plugin.experiments import checkpoints, datasets, models, training
+from art_rs_plugin import RandomizedSmoothingPyTorch, noise
+from art_rs_plugin.experiments import checkpoints, datasets, models, training, unlabeled
 from art_rs_plugin.experiments.recipes import Recipe
 from art_rs_plugin.experiments.validation import Validation
 from art_rs_plugin.noise import Gaussian
@@ -94,7 +95,8 @@ def test_what_is_saved_is_the_average_and_what_validated_best(digits, tmp_path):
     assert validated.keys() == {2, 4}
     best = max(validated, key=lambda epoch: validated[epoch]["certified"])
     about = checkpoints.load_checkpoint(tmp_path / training.BEST)[1]
-    assert about["training"]["last_epoch"] == {"epoch": best, "validation": validated[best]}
+    assert about["training"]["last_epoch"]["epoch"] == best
+    assert about["training"]["last_epoch"]["validation"] == validated[best]
     # who judges once more hears the same
     kept, held_out = training._split(digits, 60, 4)
     again = Validation(*digits.arrays(held_out), SIGMA, 4)(checkpoints.load_checkpoint(tmp_path / training.BEST)[0])
@@ -103,12 +105,72 @@ def test_what_is_saved_is_the_average_and_what_validated_best(digits, tmp_path):
     assert len(kept) + len(held_out) == len(digits)
 
 
+class TestKills:
+    """A process that dies between two writes of an epoch leaves nothing out for long."""
+
+    RECIPE = Recipe(epochs=2, batch_size=16, held_out=12, validate_every=1)
+
+    @pytest.fixture
+    def killed(self, tmp_path, monkeypatch):
+        """A run whose last epoch has its state on disk, and nothing else of it."""
+
+        def die(self, epoch):
+            if epoch["epoch"] == 2:
+                raise Stopped
+            record(self, epoch)
+
+        record = training._Folder.record
+        scores = iter([0.25, 0.75])  # the last epoch is the best
+        monkeypatch.setattr(Validation, "__call__", lambda *_: {"certified": next(scores)})
+        monkeypatch.setattr(training._Folder, "record", die)
+        with pytest.raises(Stopped):
+            training.train(data_of(Made()), "mlp", SIGMA, tmp_path, recipe=self.RECIPE, seed=1)
+        monkeypatch.setattr(training._Folder, "record", record)
+        assert len(metrics(tmp_path)) == 1
+        assert checkpoints.load_checkpoint(tmp_path / training.BEST)[1]["training"]["last_epoch"]["epoch"] == 1
+        return tmp_path
+
+    def test_the_best_network_and_the_record_are_caught_up_with(self, killed):
+        training.train(data_of(Made()), "mlp", SIGMA, killed, recipe=self.RECIPE)
+        assert [line["epoch"] for line in metrics(killed)] == [1, 2]
+        assert checkpoints.load_checkpoint(killed / training.BEST)[1]["training"]["last_epoch"]["epoch"] == 2
+        best, last = weights(killed / training.BEST), weights(killed)
+        assert all(torch.equal(best[name], last[name]) for name in last)
+
+    def test_another_run_there_is_refused_and_nothing_is_caught_up_with(self, killed):
+        before = (killed / training.BEST / checkpoints.ABOUT).read_text()
+        with pytest.raises(ValueError, match="is of another run"):
+            training.train(data_of(Made()), "small-cnn", SIGMA, killed, recipe=self.RECIPE)
+        assert (killed / training.BEST / checkpoints.ABOUT).read_text() == before
+
+
+def test_validation_draws_what_no_certificate_draws(monkeypatch):
+    """The same seed certifies with other noise than it validated with: that noise has chosen the network."""
+
+    def named(keys):  # trying out a forward pass is nobody's noise
+        return {(seed, purpose) for seed, purpose, _ in keys if purpose is not noise.Purpose.INITIALISATION}
+
+    drawn, key = set(), noise._key
+    monkeypatch.setattr(noise, "_key", lambda *name: drawn.add(name) or key(*name))
+    x, y = torch.rand(3, 1, 4, 4), np.zeros(3, np.int64)
+    torch.manual_seed(0)
+    model = models.build("mlp", input_shape=(1, 4, 4), nb_classes=3)
+    Validation(x, y, SIGMA, 7)(model)
+    validating = named(drawn) - {(7, noise.Purpose.VALIDATION)}
+    drawn.clear()
+    RandomizedSmoothingPyTorch(model, SIGMA, n=100, seed=7).certify(x)
+    assert {seed for seed, _ in named(drawn)} == {7}
+    assert {purpose for _, purpose in validating} >= {purpose for _, purpose in named(drawn)}
+    assert all(seed != 7 for seed, _ in validating)
+
+
 def test_what_is_held_out_is_never_trained_on_and_only_that_validates(tmp_path):
     images = Made()
     recipe = Recipe(epochs=2, batch_size=16, held_out=12, validate_every=1)
     training.train(data_of(images), "mlp", SIGMA, tmp_path, recipe=recipe, seed=1)
     kept, held_out = training._split(data_of(images), 12, 1)
     assert images.asked[:12] == held_out  # once, to validate
+    assert held_out != sorted(held_out)  # where classes come in order, a part of them is of every class
     assert sorted(images.asked[12:]) == sorted(2 * kept)
     assert training._split(data_of(images), 12, 2)[1] != held_out
     with pytest.raises(ValueError, match="`held_out` must be below the 60 images of made, got 60"):
@@ -174,6 +236,10 @@ class TestInit:
         (model, architecture), (other, _) = self.model(3), self.model(5)
         assert checkpoints.start_from(file, model, architecture) == checkpoints.model_hash(model)
         assert torch.equal(model.state_dict()["1.fc1.weight"], there["1.fc1.weight"])
+        assert model.state_dict()["0.std"].item() == pytest.approx(0.3)
+        torch.save({**there, "0.std": torch.full((1, 1, 1), 9.0)}, tmp_path / "whole.pth")
+        checkpoints.start_from(tmp_path / "whole.pth", model, architecture)
+        assert model.state_dict()["0.std"].item() == pytest.approx(0.3)  # the standardisation stays one's own
         with pytest.raises(ValueError, match="fc3"):
             checkpoints.start_from(file, other, architecture)
         with pytest.raises(FileNotFoundError, match=r"checkpoint `.*nowhere`"):
@@ -189,21 +255,21 @@ class TestUnlabeled:
         teacher = tmp_path / "teacher"
         training.train(data_of(Made()), "mlp", 0.1, teacher, recipe=Recipe(epochs=30, batch_size=16), seed=0)
         wrong = Made(samples=45, labels=[2] * 45)  # as if nobody knew
-        unlabeled = training.Unlabeled(data_of(wrong, "more"), teacher, weight=0.5)
+        more = unlabeled.Unlabeled(data_of(wrong, "more"), teacher, weight=0.5)
         training.train(
             data_of(Made()), "mlp", 0.1, tmp_path / "out", recipe=Recipe(epochs=1, batch_size=16), seed=3,
-            unlabeled=unlabeled,
+            unlabeled=more,
         )  # fmt: skip
-        labels = np.load(tmp_path / "out" / training.PSEUDO_LABELS)
+        labels = np.load(tmp_path / "out" / unlabeled.PSEUDO_LABELS)["labels"]
         assert (labels == np.arange(45) % 3).mean() > 0.9
-        with pytest.raises(ValueError, match=r"unlabeled is 'more labelled by .*, weight 0.5' there and None here"):
+        with pytest.raises(ValueError, match=r"unlabeled is '45 of more labelled by .*, weight 0.5' there and None"):
             training.train(data_of(Made()), "mlp", 0.1, tmp_path / "out", recipe=Recipe(epochs=1, batch_size=16))
 
     def test_batches_of_both_come_in_an_order_of_their_own_with_their_weights(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(training, "_pseudo_labels", lambda *_: np.full(45, 1))
-        unlabeled = training.Unlabeled(data_of(Made(samples=45)), tmp_path, weight=0.25)
+        monkeypatch.setattr(unlabeled, "_pseudo_labels", lambda *_: np.full(45, 1))
+        more = unlabeled.Unlabeled(data_of(Made(samples=45)), tmp_path, weight=0.25)
         labelled = lambda epoch: torch.utils.data.DataLoader(Made(labels=[0] * 60), 16)  # noqa: E731
-        batches = training._with_pseudo_labels(labelled, unlabeled, 16, 7, "cpu", tmp_path)
+        batches = unlabeled.with_pseudo_labels(labelled, more, 16, 7, "cpu", tmp_path)
         seen = [[(weight, set(y.tolist()), len(y)) for _, y, weight in batches(epoch)] for epoch in (1, 1, 2)]
         assert seen[0] == seen[1] != seen[2]
         in_any_order = sorted([(1.0, {0}, 16)] * 3 + [(1.0, {0}, 12)] + [(0.25, {1}, 16)] * 2 + [(0.25, {1}, 13)])
@@ -223,9 +289,54 @@ class TestUnlabeled:
             assert history[0]["loss"] > 0
         assert moved[1].numpy() == pytest.approx(0.5 * moved[0].numpy())
 
+    def test_labels_of_another_teacher_or_seed_are_made_anew(self, tmp_path, start):
+        other = tmp_path / "other"
+        training.train(data_of(Made(3)), "mlp", SIGMA, other, recipe=Recipe(epochs=1, batch_size=16), seed=8)
+        images, path = data_of(Made(samples=45), "more"), tmp_path / "labels.npz"
+        first = unlabeled._pseudo_labels(unlabeled.Unlabeled(images, start), 0, "cpu", path)
+        images.images.asked.clear()
+        again = unlabeled._pseudo_labels(unlabeled.Unlabeled(images, start), 0, "cpu", path)
+        assert images.images.asked == []  # from the file
+        assert (first == again).all()
+        for teacher, seed in ((other, 0), (other, 1)):
+            images.images.asked.clear()
+            unlabeled._pseudo_labels(unlabeled.Unlabeled(images, teacher), seed, "cpu", path)
+            assert len(images.images.asked) == 45
+
+    def test_refuses_what_does_not_go_together(self, tmp_path, start):
+        recipe = Recipe(epochs=1, batch_size=16)
+
+        def run(data, more, recipe=recipe):
+            training.train(data, "mlp", SIGMA, tmp_path / "z", recipe=recipe, seed=0, unlabeled=more)
+
+        with pytest.raises(ValueError, match="`teacher` must know the 5 classes of made, got 3"):
+            run(data_of(Made(5)), unlabeled.Unlabeled(data_of(Made(5), "more"), start))
+        with pytest.raises(ValueError, match=r"`images` of `unlabeled` must have shape \(1, 4, 4\), got \(1, 8, 8\)"):
+            run(data_of(Made(3)), unlabeled.Unlabeled(datasets.load("digits", "train"), start))
+        with pytest.raises(
+            ValueError, match="`held_out` must be 0 where `unlabeled` is of the same images, those of made"
+        ):
+            run(data_of(Made(3)), unlabeled.Unlabeled(data_of(Made(3)), start), Recipe(epochs=1, held_out=5))
+        assert not (tmp_path / "z").exists()
+
+    def test_a_run_goes_on_with_as_many_images_in_batches_as_large(self, tmp_path, start):
+        more = unlabeled.Unlabeled(data_of(Made(3), "more"), start)
+        words = (data_of(Made(3)), "mlp", SIGMA, tmp_path)
+        training.train(*words, recipe=Recipe(epochs=1, batch_size=16), seed=0, unlabeled=more)
+        with pytest.raises(ValueError, match="batch_size is 16 there and 8 here"):
+            training.train(*words, recipe=Recipe(epochs=1, batch_size=8), seed=0, unlabeled=more)
+        fewer = unlabeled.Unlabeled(data_of(Made(3, samples=30), "more"), start)
+        with pytest.raises(ValueError, match=r"unlabeled is '60 of more .*' there and '30 of more"):
+            training.train(*words, recipe=Recipe(epochs=1, batch_size=16), seed=0, unlabeled=fewer)
+
     def test_refuses_no_weight(self, tmp_path):
         with pytest.raises(ValueError, match="`weight` must be a finite number above 0, got 0"):
-            training.Unlabeled(data_of(Made()), tmp_path, weight=0)
+            unlabeled.Unlabeled(data_of(Made()), tmp_path, weight=0)
+
+
+def test_devices_that_have_a_number_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`device` must be one of 'cpu', 'cuda', got 'cuda:1'"):
+        training.train(data_of(Made()), "mlp", SIGMA, tmp_path, recipe=Recipe(epochs=1), seed=0, device="cuda:1")
 
 
 def test_scalars_go_to_tensorboard_if_asked(tmp_path, monkeypatch):

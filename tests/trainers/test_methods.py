@@ -86,5 +86,16 @@ def test_refusals():
         trainers.ConsistencyTrainer(estimator(loss=nn.CrossEntropyLoss(label_smoothing=0.1)), nb_epochs=1).fit(X, Y)
     with pytest.raises(ValueError, match=r"x must lie within `clip_values` = \(0.0, 0.5\), got values from 0\."):
         trainers.SmoothAdvTrainer(estimator(), nb_epochs=1, clip_values=(0.0, 0.5)).fit(X, Y)
-    with pytest.raises(TypeError, match=r"`objective` must be a training method, see .*, got .macer."):
+    with pytest.raises(TypeError, match=r"`objective` must be a training method with its options, .*, got .macer."):
         estimator().fit(X, Y, objective="macer")
+    with pytest.raises(TypeError, match=r"`objective` must be a training method with its options, .*, got <class"):
+        estimator().fit(X, Y, objective=OBJECTIVES["smoothadv"])
+    for loss in (nn.CrossEntropyLoss(ignore_index=0), nn.CrossEntropyLoss(reduction="sum")):
+        with pytest.raises(ValueError, match="`loss` must be plain cross-entropy to train by macer"):
+            trainers.MACERTrainer(estimator(loss=loss), nb_epochs=1).fit(X, Y)
+
+
+def test_gaussian_augmentation_with_a_loss_of_its_own_needs_no_cross_entropy():
+    own = OBJECTIVES["gaussian"](loss=lambda logits, y: nn.functional.multi_margin_loss(logits, y))
+    trained = estimator(loss=nn.MultiMarginLoss())
+    assert trained.fit(X, Y, nb_epochs=1, objective=own)[0]["loss"] > 0

@@ -362,3 +362,18 @@ class TestLongRuns:
         assert there == [0, 1, 2, 3]
         assert [epoch.get("validation") for epoch in history] == [None, {"accuracy": 0.2}, None, {"accuracy": 0.4}]
         assert torch.load(path, weights_only=True)["history"] == history
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ((-1.0,), "`weight` must be a finite number above 0, got -1.0"),
+            ((float("nan"),), "`weight` must be a finite number above 0, got nan"),
+            ((1.0, 2.0), r"must be \(x, y\) or \(x, y, weight\), got 4 parts in epoch 1, step 1"),
+        ],
+    )
+    def test_a_weight_of_a_batch_is_one_number_above_0(self, more, message):
+        model = nn.Linear(3, 2)
+        with pytest.raises(ValueError, match=message):
+            train(model, lambda epoch: [(X, Y, *more)], **setting(model))
+        with pytest.raises(TypeError, match="`weight` must be a number"):
+            train(model, lambda epoch: [(X, Y, Y)], **setting(model))

@@ -1,5 +1,6 @@
 """Every training method against formulas written down once more, in NumPy and SciPy."""
 
+import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -11,7 +12,7 @@ from scipy import special, stats
 from torch import nn
 
 from art_rs_plugin.noise import Gaussian, Purpose, stream
-from art_rs_plugin.training import OBJECTIVES, Step
+from art_rs_plugin.training import OBJECTIVES, CatRS, Step, cat_rs, smoothadv, smoothmix
 from art_rs_plugin.training.cat_rs import bottom
 from art_rs_plugin.training.smoothmix import mix
 from art_rs_plugin.votes import mode
@@ -92,9 +93,13 @@ def test_without_weight_a_method_is_gaussian_augmentation(name, batch):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_gradients_of_the_loss_agree_with_differences(name, batch):
-    """In a weight of the model, at every method's defaults."""
+def test_gradients_of_the_loss_agree_with_differences(name, batch, monkeypatch):
+    """In a weight of the model, at every method's defaults; an attack finds the same whatever the weight."""
     x, y = batch
+    away = 0.3 * torch.randn(N, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    for module in (smoothadv, smoothmix):
+        monkeypatch.setattr(module, "adversarial", lambda step, x, *_, **__: x + away)
+    monkeypatch.setattr(CatRS, "_worst", lambda self, step, x, noise, label: noise + away.unsqueeze(1))
     model, objective = Linear(), OBJECTIVES[name]()
 
     def loss_at(weight):
@@ -103,14 +108,24 @@ def test_gradients_of_the_loss_agree_with_differences(name, batch):
 
     weight = model.weight.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss_at(weight), weight)
-    assert gradient.isfinite().all()
-    if name in ("smoothadv", "smoothmix", "cat-rs"):
-        return  # the attack moves with the weight
-    step = torch.zeros_like(weight)
-    step[1, 2] = 1e-6
     start = weight.detach()
-    slope = (loss_at(start + step) - loss_at(start - step)) / 2e-6
-    assert gradient[1, 2].item() == pytest.approx(slope.item(), rel=1e-4)
+    for row, column in ((1, 2), (0, 5), (3, 0)):
+        step = torch.zeros_like(start)
+        step[row, column] = 1e-6
+        slope = (loss_at(start + step) - loss_at(start - step)) / 2e-6
+        assert gradient[row, column].item() == pytest.approx(slope.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_stay_finite_where_a_probability_is_zero(name):
+    """In float32 the softmax of logits that are 200 apart is exactly 0 and 1."""
+    weight = torch.tensor([[200.0, 0.0], [0.0, 200.0], [-200.0, -200.0]], requires_grad=True)
+    model = lambda x: x @ weight.T  # noqa: E731
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, -1.0]]), torch.tensor([0, 1, 2])
+    loss = OBJECTIVES[name]()(at(model), x, y).loss
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
 
 
 class TestStability:
@@ -281,12 +296,17 @@ class TestSmoothMix:
         cosine = (along * ahead).sum(1) / np.linalg.norm(along, axis=1) / np.linalg.norm(ahead, axis=1)
         assert cosine.min() > 0.8
 
-    def test_starts_from_the_first_step_if_asked(self, batch):
+    def test_trains_on_the_first_step_if_asked_and_mixes_with_what_begins_at_the_image(self, batch):
         x, y = batch
         model = Linear()
-        OBJECTIVES["smoothmix"](draws=1, one_step=True, step_size=0.5)(at(model, epoch=4), x, y)
-        moved = (model.asked[-2] - model.asked[0]).norm(dim=1)
-        assert moved.numpy() == pytest.approx(0.4 * 0.5)
+        OBJECTIVES["smoothmix"](draws=1, steps=4, one_step=True, step_size=0.5)(at(model, epoch=4), x, y)
+        *path, once, clean, mixed = model.asked
+        assert len(path) == 4
+        assert torch.equal(path[0], once)  # both begin at the image
+        assert (path[1] - path[0]).norm(dim=1).numpy() == pytest.approx(0.5)
+        first = clean - path[0]
+        assert first.numpy() == pytest.approx(0.4 * (path[1] - path[0]).numpy())  # 4 of 10 epochs of warming up
+        assert ((mixed - clean).norm(dim=1) > 0).all()
 
 
 class TestCatRS:
@@ -308,6 +328,44 @@ class TestCatRS:
         worst = (loss.item() * 2 - sum(low)) / 3.0
         assert entropy[0].max() < worst < entropy[0].max() + 0.1 * np.sqrt(2) * 0.5
 
+    def test_keeps_as_many_losses_as_a_binomial_says(self, monkeypatch):
+        """Of 4 copies that are right with probability p: K is Binomial(4, share of the right ones), at least 1."""
+        kept = []
+        monkeypatch.setattr(cat_rs, "bottom", lambda losses, k: kept.append(k) or losses.mean(1))
+        x = torch.zeros(20_000, 1, dtype=torch.float64)
+        right = []
+
+        def model(points):
+            logits = torch.cat([points, -points], 1)
+            right.append((points > 0).double())
+            return logits.requires_grad_(True)
+
+        OBJECTIVES["cat-rs"](weight=0.0)(at(model), x, torch.zeros(20_000, dtype=torch.int64))
+        of_four = right[0].view(-1, 4).sum(1)
+        for number in range(5):
+            mine = kept[0][of_four == number].numpy()
+            expected = stats.binom.pmf(np.arange(5), 4, number / 4)
+            expected = np.array([expected[0] + expected[1], *expected[2:]])
+            seen = np.array([(mine == k).sum() for k in (1, 2, 3, 4)])
+            assert seen.sum() == len(mine) > 500
+            possible = expected > 0
+            assert seen[~possible].sum() == 0
+            assert stats.chisquare(seen[possible], len(mine) * expected[possible]).pvalue > 1e-6 or possible.sum() == 1
+
+    def test_the_first_step_of_the_search_is_of_its_length(self):
+        """In 400 dimensions restoring the moments changes next to nothing."""
+        asked = []
+        weight = torch.randn(CLASSES, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        def model(points):
+            asked.append(points.detach())
+            return 1e-3 * points @ weight.T
+
+        x = torch.zeros(5, 400, dtype=torch.float64)
+        OBJECTIVES["cat-rs"](eps=0.6, steps=4, draws=2)(at(model), x, torch.zeros(5, dtype=torch.int64))
+        assert (asked[2] - asked[1]).norm(dim=1).numpy() == pytest.approx(2 * 0.6 / 4, rel=0.02)
+        assert (asked[-1] - asked[1]).norm(dim=1).numpy() == pytest.approx(0.6, rel=0.02)
+
     def test_attacked_noise_keeps_its_moments_and_stays_near(self, batch):
         x, y = batch
         model = Linear(scale=0.01)  # hardly a gradient to follow, and a sign of it that never changes
@@ -318,7 +376,7 @@ class TestCatRS:
         assert after.mean(1) == pytest.approx(before.mean(1))
         assert after.std(1) == pytest.approx(before.std(1))
         assert np.linalg.norm(after - before, axis=1).min() > 0.05
-        assert np.linalg.norm(after - before, axis=1).max() < 0.6
+        assert np.linalg.norm(after - before, axis=1).max() < 0.4
 
     def test_asks_its_teacher_for_labels(self, batch):
         x, y = batch
@@ -351,10 +409,12 @@ class TestCatRS:
         ("consistency", {"entropy": -0.5}, "`entropy` must be a finite number of at least 0, got -0.5"),
         ("smoothmix", {"step_size": 0.0}, "`step_size` must be a finite number above 0, got 0.0"),
         ("cat-rs", {"eps": 0}, "`eps` must be a finite number above 0, got 0"),
+        ("smoothadv", {"clip_values": (1.0, 0.0)}, "`clip_values` must be (low, high) with low below high, got (1.0,"),
+        ("smoothmix", {"clip_values": (0.0, float("inf"))}, "`clip_values` must be finite, got inf"),
     ],
 )
 def test_impossible_options_are_refused(name, options, message):
-    with pytest.raises(ValueError, match=message.replace("`", "`")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         OBJECTIVES[name](**options)
 
 
@@ -368,3 +428,18 @@ def test_batch_statistics_are_of_training_and_attacks_leave_them(name):
     passes = {"gaussian": 1, "stability": 2, "smoothadv": 1, "macer": 1, "consistency": 1, "smoothmix": 2, "cat-rs": 2}
     assert int(model[0].num_batches_tracked) == passes[name]
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("clip_values", [1.0, [0.0, 1.0], (0.0, 0.5, 1.0)])
+def test_bounds_are_a_pair(clip_values):
+    with pytest.raises(TypeError, match=r"`clip_values` must be a pair \(low, high\) of numbers, got"):
+        OBJECTIVES["smoothadv"](clip_values=clip_values)
+
+
+def test_images_at_a_bound_that_float32_rounds_are_within_it():
+    x, y = torch.full((2, D), np.float32(0.7)), torch.tensor([0, 1])
+    model = nn.Linear(D, CLASSES)
+    loss = OBJECTIVES["smoothadv"](clip_values=(0.7, 1.0))(at(model), x, y).loss
+    assert loss.isfinite()
+    with pytest.raises(ValueError, match=r"x must lie within `clip_values` = \(0.8, 1.0\), got values from 0.699"):
+        OBJECTIVES["smoothadv"](clip_values=(0.8, 1.0))(at(model), x, y)
