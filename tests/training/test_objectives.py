@@ -188,12 +188,13 @@ class TestMACER:
         assert hinge.tolist() == pytest.approx([2.0 - 2 * stats.norm.ppf(0.8), 0.0, 2.0 - 2 * stats.norm.ppf(0.8)])
 
     def test_certainty_in_floating_point_leaves_the_gradient_finite(self):
-        logits = torch.tensor([[[60.0, -60.0]], [[0.1, 0.0]]], requires_grad=True)
-        hinge = OBJECTIVES["macer"]().hinge(logits, torch.tensor([0, 0]))
-        assert hinge[0] == 0
+        # probabilities 1 and 0; 1 and 1e-9, which has a Phi^-1; and two that both have one
+        logits = torch.tensor([[[60.0, -60.0]], [[1.3, 0.0]], [[0.1, 0.0]]], requires_grad=True)
+        hinge = OBJECTIVES["macer"]().hinge(logits, torch.tensor([0, 0, 0]))
+        assert (hinge[:2] == 0).all()
         (gradient,) = torch.autograd.grad(hinge.sum(), logits)
         assert gradient.isfinite().all()
-        assert gradient[0].abs().sum() == 0 < gradient[1].abs().sum()
+        assert gradient[:2].abs().sum() == 0 < gradient[2].abs().sum()
 
     def test_waits_for_its_epoch(self, batch):
         x, y = batch
