@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -277,6 +278,13 @@ def test_methods_and_recipes_are_listed(here: Path) -> None:
     assert all(f"\n{name}: " in f"\n{said}" for name in OBJECTIVES)
     assert "  --option eps=1.0  (float)" in said
     assert all(name in said.splitlines()[-1] for name in recipes.available())
+
+
+def test_help_says_what_a_recipe_is_by_default() -> None:
+    shown = " ".join(run("train", "--help").replace("│", " ").split())
+    plain = recipes.Recipe()
+    for name in ("method", "epochs", "batch_size", "lr", "weight_decay", "schedule", "precision", "validate_every"):
+        assert re.search(rf"--{name.replace('_', '-')} .{{0,200}}?\[default: \({getattr(plain, name)}\)\]", shown), name
 
 
 def test_a_recipe_with_a_method_and_data_of_its_own(here: Path) -> None:

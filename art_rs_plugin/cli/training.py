@@ -58,23 +58,23 @@ def train(
         str | None, typer.Option(help="What is not given here: a name that --list-methods prints, or a TOML file.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Training method, see --list-methods.  [default: gaussian]")
+        str | None, typer.Option(help="Training method, see --list-methods.", show_default="gaussian")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the method, as name=value; may be given again.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How many.  [default: 90]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step.  [default: 256]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate at the start.  [default: 0.1]")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.  [default: 0.0001]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="How many.", show_default="90")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the start.", show_default="0.1")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", show_default="0.0001")] = None,
     schedule: Annotated[
-        Schedule | None, typer.Option(help="Divide the rate by ten after each third, or a cosine.  [default: step]")
+        Schedule | None, typer.Option(help="Divide the rate by ten after each third, or a cosine.", show_default="step")
     ] = None,
-    precision: Annotated[TrainingPrecision | None, typer.Option(help="Of the network.  [default: fp32]")] = None,
+    precision: Annotated[TrainingPrecision | None, typer.Option(help="Of the network.", show_default="fp32")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of a gradient.")] = None,
     average: Annotated[float | None, typer.Option(help="Average the weights, keeping such a share a step.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Training images held out to validate with.")] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Epochs between validations.  [default: 5]")] = None,
+    validate_every: Annotated[int | None, typer.Option(help="Epochs between validations.", show_default="5")] = None,
     init: Annotated[
         Path | None, typer.Option(help="Checkpoint or weights to start from; with other classes, a new head.")
     ] = None,
