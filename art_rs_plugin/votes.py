@@ -237,6 +237,7 @@ def _side_by_side(
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
     def run(forward: Forward) -> torch.Tensor:
+        torch.get_num_threads()  # a thread's first question sets its number to the latest that any thread has set
         torch.set_num_threads(max(1, threads // len(functions)))
         try:
             return cast(forward)

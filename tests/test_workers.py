@@ -89,6 +89,23 @@ class TestWorkers:
         assert asked == [2]
         assert numbers == {2}
 
+    def test_one_that_is_late_keeps_its_number_when_another_is_done(self, threads):
+        threads(4)
+        started, numbers = threading.Event(), set()
+
+        def late(x):
+            started.set()
+            time.sleep(0.2)  # the other finishes, and gives back the threads that it had
+            numbers.add(torch.get_num_threads())
+            return sign(x)
+
+        def early(x):
+            assert started.wait(10)  # so that it does not take the late one's share too
+            return sign(x)
+
+        count(lambda number: [early, late], X, [Request(0, 0, Purpose.SELECTION, 100)])
+        assert numbers == {2}
+
     def test_threads_that_start_later_begin_with_as_many_as_before(self, threads):
         threads(3)
         count(lambda number: [sign] * number, X, REQUESTS)
