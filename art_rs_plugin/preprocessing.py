@@ -9,19 +9,23 @@ import torch
 from art.estimators.pytorch import PyTorchEstimator
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 
+from art_rs_plugin.layout import with_channels_first
+
 
 def preprocessed(estimator: PyTorchEstimator, x: torch.Tensor, fit: bool) -> torch.Tensor:
     """`x` after the estimator's defences and standardisation, those that ART applies to fit or to predict.
 
-    Differentiable in `x`, by ART's own estimate where a defence works on arrays.
+    Differentiable in `x`, by ART's own estimate where a defence works on arrays. Channels come first where the model
+    needs them so.
     """
+    result: torch.Tensor = x
     if all(map(_is_identity, estimator.preprocessing_operations)):
-        return x
-    if estimator.all_framework_preprocessing:
-        result: torch.Tensor = estimator._apply_preprocessing(x, None, fit=fit, no_grad=False)[0]
+        pass
+    elif estimator.all_framework_preprocessing:
+        result = estimator._apply_preprocessing(x, None, fit=fit, no_grad=False)[0]
     else:
         result = _OnArrays.apply(x, estimator, fit)
-    return result
+    return with_channels_first(result) if estimator._channels_first else result
 
 
 def side_by_side(estimator: PyTorchEstimator) -> bool:

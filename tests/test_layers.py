@@ -25,7 +25,7 @@ LAYERS = [
     {"asking", "inputs", "preprocessing"},
     {"training"},
     {"ascent", "smoothed"},
-    {"arithmetic"},
+    {"arithmetic", "layout"},
     {"votes"},
     {"noise"},
     {"core"},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from art_rs_plugin.core import checks
+from art_rs_plugin.layout import with_channels_first
 from art_rs_plugin.votes import Forward
 
 
@@ -16,6 +17,7 @@ class Checked:
     def __init__(self, forward: Forward) -> None:
         self.forward = forward
         self.dtype: torch.dtype | None = None  # what autocast casts to
+        self.channels_first = False  # whether the model needs images so
         self.highest = 0
         self.where = ""
 
@@ -39,7 +41,7 @@ class Checked:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Logits `(n, classes)` in float32."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.forward(x)
+            logits = self.forward(with_channels_first(x) if self.channels_first else x)
         logits = logits.float() if logits.dtype == self.dtype else logits
         if logits.ndim != 2:
             raise ValueError(f"the model must return logits (n, classes), got shape {tuple(logits.shape)}")

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from art_rs_plugin.core import checks
+from art_rs_plugin.layout import takes_channels_last, weights_with_channels_last
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
@@ -100,7 +101,7 @@ def train(
     state = TrainingState(model, optimizer, scheduler, average)
     history: list[Epoch] = []
     path = None if checkpoint is None else Path(checkpoint)
-    with mode(model, training=True):
+    with mode(model, training=True), run.layout:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _own_randomness(seed, first_epoch, run.device):
@@ -147,6 +148,8 @@ class _Run:
     precision: str
     clip: float | None
     average: AveragedModel | None
+    layout: ExitStack = field(default_factory=ExitStack)
+    laid_out: bool = False
 
     def __post_init__(self) -> None:
         checks.one_of("precision", self.precision, PRECISIONS)
@@ -161,6 +164,19 @@ class _Run:
         evaluation = partial(mode, self.model, training=False)
         return Step(self.forward, evaluation, self.noise, self.generator, epoch)
 
+    def lay_out(self, x: torch.Tensor) -> None:
+        """Lay out weights with channels last until the run ends, if there are convolutions and the model runs so."""
+        self.laid_out = True
+        self.forward.channels_first = x.ndim == 4
+        if all(parameter.ndim != 4 for parameter in self.model.parameters()):
+            return
+        devices = [self.device.index] if self.device.type == "cuda" else []
+        with weights_with_channels_last(self.model), mode(self.model, training=False), torch.random.fork_rng(devices):
+            takes = takes_channels_last(self.forward, x[:2])
+        if takes:
+            self.forward.channels_first = False
+            self.layout.enter_context(weights_with_channels_last(self.model))
+
     def epoch(self, number: int, batches: Iterable[Any], title: str, progress: bool) -> Epoch:
         from tqdm import tqdm
 
@@ -172,6 +188,8 @@ class _Run:
             for step, (x, y, *weight) in enumerate(bar, start=1):
                 self.forward.expect(x, y, f"epoch {number}, step {step}", tuple(weight))
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+                if not self.laid_out:
+                    self.lay_out(x)
                 seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
                 outcome = self.objective(self.at_hand(number), x, y)
                 # before the step: on a CPU the weights are those that gave the bad loss
