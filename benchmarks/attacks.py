@@ -32,13 +32,13 @@ from pathlib import Path
 import art
 import numpy as np
 import torch
-from scipy.stats import binom
 
 import art_rs_plugin
 from art_rs_plugin import RandomizedSmoothingPyTorch
 from art_rs_plugin.attacks import AttackEvaluation, SmoothedPGD, evaluate_attack
 from art_rs_plugin.attacks.evaluation import share
 from art_rs_plugin.core.certificate import check_prediction_votes
+from art_rs_plugin.core.paired import mcnemar
 from art_rs_plugin.core.records import ABSTAIN
 from art_rs_plugin.experiments import checkpoints, datasets, runs
 
@@ -189,12 +189,6 @@ def settings_of(options, data, indices, name, eps):
 def fooled(evaluation):
     """Where PREDICT names a wrong class, bool (m,)."""
     return (evaluation.attacked != evaluation.labels) & (evaluation.attacked != ABSTAIN)
-
-
-def mcnemar(better, worse):
-    """Exact one-sided McNemar test: were both equally good, how likely `better` succeeds alone at least as often."""
-    only_better, only_worse = int((better & ~worse).sum()), int((worse & ~better).sum())
-    return float(binom.sf(only_better - 1, only_better + only_worse, 0.5))
 
 
 def comparisons(mine, others):

@@ -24,10 +24,10 @@ from pathlib import Path
 import art
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 import art_rs_plugin
 from art_rs_plugin import Looks, RandomizedSmoothingPyTorch, trainers
+from art_rs_plugin.core.paired import mcnemar
 from art_rs_plugin.experiments import datasets, models
 
 ALPHA, LEVEL = 0.001, 0.01
@@ -139,14 +139,6 @@ def certify(options, model):
     return right[:, None] & (np.array([certificate.radius for certificate in made])[:, None] >= radii)
 
 
-def worse(ours, theirs):
-    """Exact one-sided McNemar test: were both equally good, how likely ART's alone succeeds at least as often."""
-    only_theirs, only_ours = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
-    if not only_theirs + only_ours:
-        return 1.0
-    return float(binomtest(only_theirs, only_theirs + only_ours, 0.5, alternative="greater").pvalue)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist", help="a name in experiments.datasets")
@@ -180,7 +172,7 @@ def main():
             shares = " | ".join(f"{share:.3f}" for share in certified.mean(axis=0))
             print(f"| {method} | {whose} | {shares} | {seconds:.3g} |", flush=True)
         (ours, our_seconds), (theirs, their_seconds) = found["ours"], found["ART"]
-        tests += [(method, share, worse(ours[:, at], theirs[:, at])) for at, share in enumerate(IN_SIGMA)]
+        tests += [(method, share, mcnemar(theirs[:, at], ours[:, at])) for at, share in enumerate(IN_SIGMA)]
         if our_seconds >= their_seconds:
             missed.append(f"an epoch of {method} takes {our_seconds:.3g} s, ART's {their_seconds:.3g}")
     level = LEVEL / len(tests)

@@ -1,14 +1,16 @@
 """The benchmarks of training: what they say is what they measured, and chunks of a long run add up to the whole."""
 
+import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from art_rs_plugin.experiments.ledger import read_ledger
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -36,17 +38,6 @@ def test_beside_art_on_digits(tmp_path):
     assert (again.stdout, again.returncode) == (first.stdout, first.returncode)  # seconds and all: nothing is done anew
     other = subprocess.run([*command, "--epochs", "3"], capture_output=True, text=True)
     assert "is of another run: choose another `--out`" in other.stderr
-
-
-def test_worse_is_told_from_chance():
-    worse = runpy.run_path(str(BENCHMARKS / "training.py"))["worse"]
-    ours, theirs = np.zeros(100, bool), np.zeros(100, bool)
-    assert worse(ours, theirs) == 1.0
-    theirs[:10] = True
-    assert worse(ours, theirs) == pytest.approx(2.0**-10)
-    assert worse(theirs, ours) == pytest.approx(1.0)
-    ours[5:15] = True
-    assert worse(ours, theirs) == pytest.approx(0.623046875)  # 5 of 10, or more
 
 
 @pytest.mark.slow
@@ -125,3 +116,28 @@ class TestPaper:
         said = CliRunner().invoke(app, words.split()).output
         assert "data set `cifar10`" in said
         assert "missing or damaged" in said
+
+
+@pytest.mark.slow
+def test_methods_are_compared_in_pairs_on_what_their_ledgers_hold(tmp_path):
+    (tmp_path / "quick.toml").write_text('data = "digits"\nmodel = "mlp"\nepochs = 2\nbatch_size = 64\n')
+    (tmp_path / "held.toml").write_text(
+        'data = "digits"\nmodel = "mlp"\nmethod = "consistency"\nepochs = 2\nbatch_size = 64\nheld_out = 100\n'
+        "[options]\ndraws = 2\n"
+    )
+    words = ["--data", "digits", "--sigma", "0.25", "--images", "12", "--n", "200", "--radii", "0", "0.25", "--fixed"]
+    recipes = ["--recipes", tmp_path / "quick.toml", tmp_path / "held.toml"]
+    command = [sys.executable, BENCHMARKS / "methods.py", *words, *recipes, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    rows = tables(done.stdout)
+    assert [row[0] for row in rows] == ["quick", "held", "held less quick (p)"], done.stderr
+    ledgers = [read_ledger(tmp_path / "out" / f"{name}-0.25-fixed-200-fp32.jsonl")[1] for name in ("quick", "held")]
+    right = [np.array([row["prediction"] == row["label"] for row in ledger]) for ledger in ledgers]
+    radius = [np.array([row["radius"] for row in ledger]) for ledger in ledgers]
+    for row, ok, r in zip(rows, right, radius, strict=False):
+        assert row[4:] == [f"{ok.mean():.3f}", f"{(ok & (r >= 0.25)).mean():.3f}", f"{(ok * r).mean():.3f}"]
+    assert rows[2][4].startswith(f"{right[1].mean() - right[0].mean():+.3f} (")
+    about = json.loads((tmp_path / "out" / "held-0.25" / "best" / "checkpoint.json").read_text())
+    assert about["training"]["method"] == "consistency"
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.stdout, again.returncode) == (done.stdout, 0)  # seconds and all: nothing is done anew

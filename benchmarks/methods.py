@@ -1,0 +1,136 @@
+r"""Training methods beside each other: recipes trained on one data set, certified on the same images, paired.
+
+    python benchmarks/methods.py --data mnist --sigma 0.5 --recipes benchmarks/mnist/{gaussian,consistency,macer}.toml \
+        --images 500 --fixed --n 100000 --radii 0 0.25 0.5 0.75 1 1.25 1.5 1.75 2 2.25 --precision bf16 --out methods
+    python benchmarks/methods.py --data cifar10 --sigma 0.25 --recipes cifar10-resnet20 cifar10-resnet20-consistency \
+        cifar10-resnet20-smoothadv --images 2000 --n 2000 --radii 0 0.25 0.5 0.75 --out methods
+
+The first recipe is what the others are held against: the difference of their certified accuracy at each radius, with
+exact McNemar tests, and of their average certified radius (ACR) with its standard error, over the same images. All
+networks see the same noise. Recipes that hold images out are certified by the epoch that validated best, which test
+images never choose. Votes are cast by `Looks` of the radii, up to `--n`, whose certificates fall short of the average
+radius, or with `--fixed` by a fixed number, as published averages are. Networks and ledgers are in `--out`: stopped,
+the same command goes on. Seconds of training count only if nothing else ran.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from art_rs_plugin import Fixed, Looks, RandomizedSmoothingPyTorch
+from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
+from art_rs_plugin.core.paired import difference, mcnemar
+from art_rs_plugin.experiments import datasets, recipes, runs, training
+from art_rs_plugin.experiments.ledger import read_ledger
+
+ALPHA, N0 = 0.001, 100
+
+
+def trained(options, name):
+    """Folder of the network that `name` gives, and the seconds that its epochs took."""
+    recipe = recipes.changed(recipes.load(name), epochs=options.epochs)
+    if recipe.data not in (None, options.data):
+        sys.exit(f"recipe `{name}` must be for {options.data}, got one for {recipe.data}")
+    out = options.out / f"{Path(name).stem}-{options.sigma:g}"
+    data = datasets.load(options.data, "train", root=options.data_root)
+
+    def say(epoch):
+        print(
+            f"  {name}: epoch {epoch['epoch']}/{recipe.epochs}, {epoch['seconds']:.1f} s", file=sys.stderr, flush=True
+        )
+
+    training.train(
+        data, recipe.model or options.model, options.sigma, out, recipe=recipe, seed=options.seed, on_epoch=say
+    )
+    epochs = [json.loads(line) for line in (out / training.METRICS).read_text().splitlines()]
+    best = out / training.BEST
+    return (best if best.exists() else out), recipe, sum(epoch["seconds"] for epoch in epochs)
+
+
+def certified(options, name, folder):
+    """The ledger's predictions, radii and labels of the test images, in order."""
+    data = datasets.load(options.data, "test", root=options.data_root)
+    indices = list(range(0, len(data), max(1, len(data) // options.images)))[: options.images]
+    model, sigma = runs.open_network(folder, data)
+    estimator = RandomizedSmoothingPyTorch(
+        model, sigma, n0=N0, n=options.n, alpha=ALPHA, seed=options.seed, input_shape=data.input_shape,
+        precision=options.precision, device_type="cpu",
+    )  # fmt: skip
+    budget = Fixed(n0=N0, n=options.n) if options.fixed else Looks(radii=options.radii, n_max=options.n)
+    out = options.out / f"{Path(name).stem}-{options.sigma:g}-{budget.name}-{options.n}-{options.precision}.jsonl"
+
+    def say(row, done, total):
+        if done % 50 == 0 or done == total:
+            print(f"  {name}: {done} of {total} certified", file=sys.stderr, flush=True)
+
+    runs.certify(estimator, data, indices, out, budget=budget, on_row=say)
+    rows = {row["index"]: row for row in read_ledger(out)[1]}
+    columns = ("prediction", "radius", "label")
+    return {column: np.array([rows[index][column] for index in indices]) for column in columns}
+
+
+def table(options, found):
+    """Rows of cells: what each method reaches, and how far it is from the first."""
+    rows, (first, *_) = [], found.values()
+    right = {name: result["prediction"] == result["label"] for name, (_, _, result) in found.items()}
+    radius = {name: np.where(right[name], result["radius"], 0.0) for name, (_, _, result) in found.items()}
+    reference = next(iter(found))
+    for name, (recipe, seconds, result) in found.items():
+        accuracy = certified_accuracy(*result.values(), options.radii)
+        cells = [name, str(recipe.epochs), f"{seconds:.0f}", f"{seconds / first[1]:.2f}"]
+        cells += [f"{share:.3f}" for share in accuracy] + [f"{average_certified_radius(*result.values()):.3f}"]
+        rows.append(cells)
+        if name == reference:
+            continue
+        apart, error = difference(radius[name], radius[reference])
+        cells = [f"{name} less {reference} (p)", "", "", ""]
+        for r in options.radii:
+            ours, theirs = (right[which] & (radius[which] >= r) for which in (name, reference))
+            p = min(1.0, 2 * min(mcnemar(ours, theirs), mcnemar(theirs, ours)))
+            cells.append(f"{ours.mean() - theirs.mean():+.3f} ({p:.1g})")
+        rows.append([*cells, f"{apart:+.3f} (s.e. {error:.3f}), {apart / radius[reference].mean():+.1%}"])
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="a name in experiments.datasets")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--model", help="where a recipe does not say")
+    parser.add_argument("--recipes", nargs="+", required=True, help="names or TOML files, the reference first")
+    parser.add_argument("--sigma", type=float, required=True)
+    parser.add_argument("--epochs", type=int, help="of all, in the place of the recipes'")
+    parser.add_argument("--radii", type=float, nargs="+", required=True)
+    parser.add_argument("--images", type=int, default=500, help="test images that are certified")
+    parser.add_argument("--n", type=int, default=100_000, help="votes an image, at most or with --fixed")
+    parser.add_argument("--fixed", action="store_true")
+    parser.add_argument("--precision", default="fp32", help="of certification")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("methods"))
+    options = parser.parse_args()
+    for name in ("images", "n"):
+        if getattr(options, name) < 1:
+            parser.error(f"`--{name}` must be at least 1, got {getattr(options, name)}")
+
+    found = {}
+    for name in options.recipes:
+        folder, recipe, seconds = trained(options, name)
+        found[Path(name).stem] = recipe, seconds, certified(options, name, folder)
+    print(
+        f"{options.data}, sigma {options.sigma:g}, {options.images} test images, at most {options.n} votes each;",
+        end="",
+    )
+    print(f" {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    heads = ["method", "epochs", "seconds", "times", *(f"r = {radius:g}" for radius in options.radii), "ACR"]
+    print("| " + " | ".join(heads) + " |\n| --- |" + " ---: |" * (len(heads) - 1))
+    for cells in table(options, found):
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
