@@ -20,7 +20,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
 from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices
-from art_rs_plugin.layout import takes_channels_last
+from art_rs_plugin.layout import tried
 from art_rs_plugin.preprocessing import preprocessed
 from art_rs_plugin.smoothed import log_probability
 from art_rs_plugin.votes import ModelOutputError, mode
@@ -68,7 +68,7 @@ class TorchClassifier(PyTorchClassifier):
             **kwargs,
         )
         self._understood = False  # whether a forward pass has confirmed `input_shape` and `nb_classes`
-        self._channels_first = False  # whether the model needs images so
+        self._needs_channels_first = False  # whether the model needs images so
         self._nb_classes_guessed = nb_classes is None
         if nb_classes is None:
             self.nb_classes = _width_of_last_layer(model)
@@ -219,10 +219,9 @@ class TorchClassifier(PyTorchClassifier):
                 )
         x = x.to(self._device)
         try:
-            with mode(self.model, training=False), torch.no_grad():
-                self._channels_first = False
-                self._channels_first = not takes_channels_last(self._logits, x)
-                logits = self._logits(torch.cat([x, x])[:2])
+            self._needs_channels_first = False
+            with mode(self.model, training=False):
+                logits, self._needs_channels_first = tried(self._logits, torch.cat([x, x])[:2])
         except Exception as error:
             raise ValueError(
                 f"the model must accept x of shape {tuple(x.shape)} and dtype float32, got {type(error).__name__}: "

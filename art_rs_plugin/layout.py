@@ -15,19 +15,18 @@ import torch
 from art_rs_plugin.votes import Forward
 
 
-def takes_channels_last(forward: Forward, x: torch.Tensor) -> bool:
-    """Whether `forward` runs on images `x` (m, channels, height, width) with channels last; True for other inputs.
+def tried(forward: Forward, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """`forward(x)`, without gradients, and whether images (m, channels, height, width) must have channels first for it.
 
-    A forward function that fails whatever the layout gets False here, and says what is wrong at its next call.
+    What it raises for images with channels first it raises here.
     """
-    if x.ndim != 4:
-        return True
-    try:
-        with torch.no_grad():
-            forward(x.to(memory_format=torch.channels_last))
-    except RuntimeError:
-        return False
-    return True
+    with torch.no_grad():
+        if x.ndim != 4:
+            return forward(x), False
+        try:
+            return forward(x.to(memory_format=torch.channels_last)), False
+        except RuntimeError:
+            return forward(with_channels_first(x)), True
 
 
 def with_channels_first(x: torch.Tensor) -> torch.Tensor:

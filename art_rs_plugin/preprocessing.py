@@ -25,7 +25,7 @@ def preprocessed(estimator: PyTorchEstimator, x: torch.Tensor, fit: bool) -> tor
         result = estimator._apply_preprocessing(x, None, fit=fit, no_grad=False)[0]
     else:
         result = _OnArrays.apply(x, estimator, fit)
-    return with_channels_first(result) if estimator._channels_first else result
+    return with_channels_first(result) if estimator._needs_channels_first else result
 
 
 def side_by_side(estimator: PyTorchEstimator) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from art_rs_plugin import RandomizedSmoothingPyTorch, SmoothedPGD
-from art_rs_plugin.layout import takes_channels_last, weights_with_channels_last
+from art_rs_plugin.layout import tried, weights_with_channels_last
 from art_rs_plugin.noise import Gaussian
 from art_rs_plugin.training import OBJECTIVES, train
 
@@ -50,9 +50,12 @@ class TestAModelThatTakesViews:
     def test_is_told_from_one_that_does_not(self, channels):
         x = images(channels)
         either, first = pair(channels)
-        assert takes_channels_last(either, x)
-        assert not takes_channels_last(first, x)
-        assert takes_channels_last(first, x.flatten(1)) is True  # no images: nothing to lay out
+        (logits, need), (of_first, need_of_first) = (tried(model, x) for model in (either, first))
+        assert (need, need_of_first) == (False, True)
+        torch.testing.assert_close(logits, of_first)
+        assert tried(nn.Linear(4, 2), torch.rand(3, 4))[1] is False  # no images: nothing to lay out
+        with pytest.raises(RuntimeError, match="(?i)kernel size"):
+            tried(first, x[..., :2])
 
     def test_votes_and_has_gradients_as_the_other(self, channels):
         x, y = images(channels).numpy(), np.arange(6) % 3
@@ -60,6 +63,7 @@ class TestAModelThatTakesViews:
         for one, other in zip(either.certify(x), first.certify(x), strict=True):
             assert np.array_equal(one, other)
         assert np.array_equal(either.predict(x), first.predict(x))
+        assert first.channels_first  # ART's own, which says where the channels of x are
         gradients = [estimator.loss_gradient(x, y) for estimator in (either, first)]
         assert np.abs(gradients[0]).max() > 0
         np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-7)

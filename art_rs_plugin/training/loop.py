@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.layout import takes_channels_last, weights_with_channels_last
+from art_rs_plugin.layout import weights_with_channels_last
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
@@ -167,15 +167,18 @@ class _Run:
     def lay_out(self, x: torch.Tensor) -> None:
         """Lay out weights with channels last until the run ends, if there are convolutions and the model runs so."""
         self.laid_out = True
-        self.forward.channels_first = x.ndim == 4
         if all(parameter.ndim != 4 for parameter in self.model.parameters()):
+            self.forward.channels_first = x.ndim == 4
             return
         devices = [self.device.index] if self.device.type == "cuda" else []
-        with weights_with_channels_last(self.model), mode(self.model, training=False), torch.random.fork_rng(devices):
-            takes = takes_channels_last(self.forward, x[:2])
-        if takes:
-            self.forward.channels_first = False
-            self.layout.enter_context(weights_with_channels_last(self.model))
+        with mode(self.model, training=False), torch.random.fork_rng(devices), torch.no_grad():
+            try:
+                with weights_with_channels_last(self.model):
+                    self.forward(x[:2].to(memory_format=torch.channels_last))
+            except RuntimeError:  # see `layout`
+                self.forward.channels_first = True
+                return
+        self.layout.enter_context(weights_with_channels_last(self.model))
 
     def epoch(self, number: int, batches: Iterable[Any], title: str, progress: bool) -> Epoch:
         from tqdm import tqdm
