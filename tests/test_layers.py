@@ -16,6 +16,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"experiments"},
+    {"certifiers"},
     {"attacks", "trainers"},
     {"estimator"},
     {"fitting"},

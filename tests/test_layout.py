@@ -54,7 +54,7 @@ class TestAModelThatTakesViews:
         assert (need, need_of_first) == (False, True)
         torch.testing.assert_close(logits, of_first)
         assert tried(nn.Linear(4, 2), torch.rand(3, 4))[1] is False  # no images: nothing to lay out
-        with pytest.raises(RuntimeError, match="(?i)kernel size"):
+        with pytest.raises(RuntimeError, match=r"(?i)kernel size"):
             tried(first, x[..., :2])
 
     def test_votes_and_has_gradients_as_the_other(self, channels):

@@ -1,0 +1,65 @@
+"""Certifiers by name: smoothing, ART's certifiers and the paper's baselines, on one protocol.
+
+    certifier = get("crown").build(model, input_shape=(1, 28, 28), nb_classes=10)
+    certificates = certifier.certify(x)
+
+Other packages add theirs by the entry-point group `art_rs_plugin.certifiers`: a name, and where its `Certifier` is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from art_rs_plugin.certifiers.certifier import Certifier as Certifier
+from art_rs_plugin.certifiers.network import UnsupportedNetwork as UnsupportedNetwork
+
+GROUP = "art_rs_plugin.certifiers"
+
+_OURS = {
+    "crown": "crown:Crown",
+    "fast-lin": "crown:FastLin",
+}
+"""Name -> module of this package, and class: imported when first asked for."""
+
+
+def available() -> list[str]:
+    """Names that `get` knows, ours and those of other packages: whether each can be imported is not tried."""
+    return sorted({*_OURS, *_theirs()})
+
+
+def get(name: str) -> type[Certifier]:
+    """The class of a certifier, whose `build` makes one.
+
+    :raises ValueError: There is none of that name; says which there are.
+    :raises ImportError: It is another package's and cannot be imported, or is none.
+    """
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        found: type[Certifier] = getattr(import_module(f"{__name__}.{module}"), attribute)
+        return found
+    theirs = _theirs()
+    if name not in theirs:
+        raise ValueError(f"a certifier must be one of {', '.join(available())}, got {name!r}")
+    try:
+        loaded = theirs[name].load()
+    except Exception as error:
+        raise ImportError(
+            f"certifier `{name}` of {theirs[name].value} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Certifier)):
+        raise ImportError(f"certifier `{name}` of {theirs[name].value} must be a subclass of Certifier, got {loaded!r}")
+    return loaded
+
+
+def _theirs() -> dict[str, EntryPoint]:
+    """Entry points of other packages; of two with one name the first, and none with a name of ours, with a warning."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in _OURS or entry.name in found:
+            taken = f"{__name__}" if entry.name in _OURS else found[entry.name].value
+            warnings.warn(f"certifier `{entry.name}` of {entry.value} is left out: {taken} has that name", stacklevel=3)
+        else:
+            found[entry.name] = entry
+    return found
