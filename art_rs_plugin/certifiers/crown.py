@@ -215,7 +215,7 @@ class _Ball:
         of_input = found[0].flatten(1)
         width = self._eps * torch.linalg.vector_norm(of_input, self._dual, dim=1)
         centre: torch.Tensor = total + of_input @ self._values[0].flatten()
-        return centre + width if upper else centre - width
+        return centre.add(width, alpha=1.0 if upper else -1.0)
 
 
 def _norms_before_relus(network: Network, norm: float) -> dict[int, torch.Tensor]:

@@ -23,10 +23,10 @@ Counts = NDArray[np.int64]
 class Certificate:
     """The prediction at one input, and the radius within which it is certified not to change.
 
-    `radius` is in the unit of `x`, in the l_`norm`, or, with the norm "patch", the side of a square of pixels that may be
-    anything, wherever it is; 0.0 with the prediction `ABSTAIN`. `certifies` says of which
-    classifier: "f", the base classifier, or "g", the smoothed one. `alpha` bounds the probability that the statement is
-    false: 0.0 for a deterministic certifier. `index` is the example's place in its data set.
+    `radius` is in the unit of `x`, in the l_`norm`; 0.0 with the prediction `ABSTAIN`. With the norm "patch" it is the
+    side of a square of pixels that may be anything, wherever it is. `certifies` says of which classifier: "f", the base
+    classifier, or "g", the smoothed one. `alpha` bounds the probability that the statement is false: 0.0 for a
+    deterministic certifier. `index` is the example's place in its data set.
     """
 
     prediction: int
