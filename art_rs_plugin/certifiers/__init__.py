@@ -20,6 +20,9 @@ GROUP = "art_rs_plugin.certifiers"
 _OURS = {
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
+    "smoothing": "smoothing:Smoothing",
+    "smoothing-lecuyer": "smoothing:SmoothingLecuyer",
+    "smoothing-li": "smoothing:SmoothingLi",
 }
 """Name -> module of this package, and class: imported when first asked for."""
 

@@ -98,7 +98,7 @@ def largest(
     :param most: Where the search ends if all is verified.
     :return: 0.0 if none of `steps` radii was verified.
     """
-    good, bad, radius = 0.0, math.inf, start
+    good, bad, radius = 0.0, math.inf, min(start, most)
     above = below = 0.0  # the margins there, the one that stays halved (the Illinois rule)
     last = 0
     for _ in range(steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class _LinearBounds(Certifier):
     """
 
     certifies: ClassVar[Literal["f", "g"]] = "f"
-    adaptive: ClassVar[bool]
+    adaptive: ClassVar[tuple[bool, ...]]  # whether lower lines adapt; of several ways the best counts
 
     def __init__(self, network: Network, norm: float = 2.0, tolerance: float = 1e-3) -> None:
         self.norm: float = checks.one_of("norm", norm, (2, math.inf))
@@ -53,8 +54,8 @@ class _LinearBounds(Certifier):
         self, x: ArrayLike, y: ArrayLike | None = None, *, indices: Sequence[int] | None = None
     ) -> list[Certificate]:
         inputs, labels, names = rows(x, self.network.nodes[0].shape, y, indices)
-        made = []
-        for image, label, index in zip(torch.from_numpy(inputs), labels or [None] * len(names), names, strict=True):
+        made, known = [], [None] * len(names) if labels is None else labels.tolist()
+        for image, label, index in zip(torch.from_numpy(inputs), known, names, strict=True):
             values = self.network.values(image.unsqueeze(0))
             prediction = int(values[-1].argmax())
             radius = self._radius(values, prediction) if label in (None, prediction) else 0.0
@@ -66,17 +67,22 @@ class _LinearBounds(Certifier):
     def _radius(self, values: list[torch.Tensor], prediction: int) -> float:
         needed = _ROUNDING * max(1.0, float(values[-1].abs().max()))
 
-        def margin(eps: float) -> float:
-            return self.margin(values, eps, prediction) - needed
+        def beyond(adaptive: bool, eps: float) -> float:
+            return self.margin(values, eps, prediction, adaptive) - needed
 
-        radius = largest(margin, start=self._guess, tolerance=self.tolerance)
+        radius = 0.0
+        for adaptive in self.adaptive:
+            margin, start = partial(beyond, adaptive), radius * (1 + self.tolerance) or self._guess
+            if not radius or margin(start) > 0:
+                radius = max(radius, largest(margin, start=start, tolerance=self.tolerance))
         self._guess = radius or self._guess / 2  # where the next search begins
         return radius
 
-    def margin(self, values: list[torch.Tensor], eps: float, prediction: int) -> float:
+    def margin(self, values: list[torch.Tensor], eps: float, prediction: int, adaptive: bool) -> float:
         """A lower bound on logit `prediction` less every other, over the ball of radius `eps`.
 
         :param values: Of the network at the centre, as `Network.values` gives them.
+        :param adaptive: Whether the lower lines of unstable ReLUs are CROWN's.
         """
         ball = _Ball(self.network, values, eps, float(self.norm))
         for position, node in enumerate(self.network.nodes):
@@ -86,7 +92,7 @@ class _LinearBounds(Certifier):
                     low, high = ball.range_of_affine(before, self._direct[before])
                 else:
                     low, high = ball.range(before, self._rows[before])
-                ball.lines[position] = _lines(low, high, self.adaptive)
+                ball.lines[position] = _lines(low, high, adaptive)
         classes = self.network.nodes[-1].shape[0]
         others = [label for label in range(classes) if label != prediction]
         margins = -torch.eye(classes, dtype=self.network.dtype)[others]
@@ -98,14 +104,17 @@ class FastLin(_LinearBounds):
     """Fast-Lin (Weng et al. 2018, Section 3.3): an unstable ReLU lies between two lines of the same slope."""
 
     name: ClassVar[str] = "fast-lin"
-    adaptive: ClassVar[bool] = False
+    adaptive: ClassVar[tuple[bool, ...]] = (False,)
 
 
 class Crown(_LinearBounds):
-    """CROWN (Zhang et al. 2018, Section 3.2), with the adaptive lower lines: y = x where u >= -l, else y = 0."""
+    """CROWN (Zhang et al. 2018, Section 3.2), with the adaptive lower lines: y = x where u >= -l, else y = 0.
+
+    No line is best everywhere: where Fast-Lin's prove more, its radius is taken.
+    """
 
     name: ClassVar[str] = "crown"
-    adaptive: ClassVar[bool] = True
+    adaptive: ClassVar[tuple[bool, ...]] = (True, False)
 
 
 class _Lines(NamedTuple):

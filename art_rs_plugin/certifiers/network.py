@@ -23,6 +23,7 @@ _AFFINE = (
 )  # fmt: skip
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation mode
 _RESHAPES = ("flatten", "view", "reshape", "contiguous")
+_LINEAR = ("avg_pool2d", "adaptive_avg_pool2d", "pad", "getitem", "mean", "sum")
 _ARITHMETIC = {
     operator.add: operator.add, operator.sub: operator.sub, operator.mul: operator.mul,
     operator.truediv: operator.truediv, torch.add: operator.add, torch.sub: operator.sub, torch.mul: operator.mul,
@@ -178,10 +179,12 @@ class _Tracer:
             return self._affine(values[0], _reshape(name, arguments[1:], options))
         if name == "dropout":
             return values[0]
-        if name in ("avg_pool2d", "adaptive_avg_pool2d"):
+        if name in _LINEAR:
             function, rest = node.target, arguments[1:]
-            assert callable(function)
-            return self._affine(values[0], lambda x: function(x, *rest, **options))
+            return self._affine(
+                values[0],
+                lambda x: function(x, *rest, **options) if callable(function) else getattr(x, name)(*rest, **options),
+            )
         if node.target in _ARITHMETIC and len(arguments) == 2 and not options:
             return self._arithmetic(_ARITHMETIC[node.target], *arguments)
         raise UnsupportedNetwork(f"an operation must be an affine map, a ReLU or a sum, got `{name}` ({node})")
