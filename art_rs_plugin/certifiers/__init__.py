@@ -13,11 +13,13 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from art_rs_plugin.certifiers.certifier import Certifier as Certifier
+from art_rs_plugin.certifiers.certifier import UpperBound as UpperBound
 from art_rs_plugin.certifiers.network import UnsupportedNetwork as UnsupportedNetwork
 
 GROUP = "art_rs_plugin.certifiers"
 
 _OURS = {
+    "attack-bound": "attack_bound:AttackBound",
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
     "smoothing": "smoothing:Smoothing",
@@ -32,15 +34,15 @@ def available() -> list[str]:
     return sorted({*_OURS, *_theirs()})
 
 
-def get(name: str) -> type[Certifier]:
-    """The class of a certifier, whose `build` makes one.
+def get(name: str) -> type[Certifier] | type[UpperBound]:
+    """The class of a certifier, or of an upper bound, whose `build` makes one.
 
     :raises ValueError: There is none of that name; says which there are.
     :raises ImportError: It is another package's and cannot be imported, or is none.
     """
     if name in _OURS:
         module, _, attribute = _OURS[name].partition(":")
-        found: type[Certifier] = getattr(import_module(f"{__name__}.{module}"), attribute)
+        found: type[Certifier] | type[UpperBound] = getattr(import_module(f"{__name__}.{module}"), attribute)
         return found
     theirs = _theirs()
     if name not in theirs:
@@ -51,8 +53,10 @@ def get(name: str) -> type[Certifier]:
         raise ImportError(
             f"certifier `{name}` of {theirs[name].value} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Certifier)):
-        raise ImportError(f"certifier `{name}` of {theirs[name].value} must be a subclass of Certifier, got {loaded!r}")
+    if not (isinstance(loaded, type) and issubclass(loaded, (Certifier, UpperBound))):
+        raise ImportError(
+            f"certifier `{name}` of {theirs[name].value} must be a subclass of Certifier or UpperBound, got {loaded!r}"
+        )
     return loaded
 
 

@@ -57,6 +57,32 @@ class Certifier(ABC):
         """
 
 
+class UpperBound(ABC):
+    """Says how far a classifier is from being fooled at most: what an attack found, and no certificate.
+
+    :cvar name: Under which `certifiers.get` finds it.
+    :ivar certifies: Which classifier is fooled: "f", or "g", the smoothed one.
+    :ivar norm: Of the distances: 2 or inf.
+    """
+
+    name: ClassVar[str]
+    certifies: Literal["f", "g"]
+    norm: float
+
+    @classmethod
+    @abstractmethod
+    def build(cls, model: nn.Module, *, input_shape: Sequence[int], nb_classes: int, **options: Any) -> UpperBound:
+        """As `Certifier.build`."""
+
+    @abstractmethod
+    def distances(self, x: ArrayLike, y: ArrayLike, *, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Length of the shortest perturbation found that changes the answer from the label, `(m,)`.
+
+        0 where the answer at the input itself is not the label, inf where nothing was found. Parameters as in
+        `Certifier.certify`.
+        """
+
+
 def rows(
     x: ArrayLike, input_shape: Sequence[int], y: ArrayLike | None, indices: Sequence[int] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None, list[int]]:

@@ -16,15 +16,17 @@ from art_rs_plugin.certifiers.network import Network, trace
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import Certificate
 
-# margins below this share of the largest logit are rounding, and prove nothing
-_ROUNDING = 1e-9
+# Margins below this share of the largest value in the network prove nothing: f itself is computed in float32.
+_ROUNDING = 1e-6
+_STEP = 1e-6  # a small radius
 _AT_ONCE = 2**24  # numbers of coefficients that are propagated together
 
 
 class _LinearBounds(Certifier):
     """Certifies the network's own predictions by linear bounds on the margins, see the certifiers below.
 
-    The ball is not cut at the edges of the data's range. All is computed in float64.
+    The ball is not cut at the edges of the data's range. Bounds are computed in float64, and leave room for the rounding
+    of a network that is computed in float32.
 
     :param norm: Of the ball, 2 or inf.
     :param tolerance: The radius is at most so much, as a share, below one at which the bounds prove nothing.
@@ -43,7 +45,6 @@ class _LinearBounds(Certifier):
             for node in network.nodes
             if node.kind == "relu" and node.inputs[0] not in self._direct
         }
-        self._guess = 0.1
 
     @classmethod
     def build(cls, model: nn.Module, *, input_shape: Sequence[int], nb_classes: int, **options: Any) -> _LinearBounds:
@@ -65,17 +66,19 @@ class _LinearBounds(Certifier):
         return made
 
     def _radius(self, values: list[torch.Tensor], prediction: int) -> float:
-        needed = _ROUNDING * max(1.0, float(values[-1].abs().max()))
+        needed = _ROUNDING * max(float(value.abs().max()) for value in values)
 
         def beyond(adaptive: bool, eps: float) -> float:
             return self.margin(values, eps, prediction, adaptive) - needed
 
+        # where the margin would end if it fell everywhere as it does at the centre: bounds end somewhat before
+        slope = (beyond(True, 0.0) - beyond(True, _STEP)) / _STEP
+        start = max(beyond(True, 0.0) / slope / 2, _STEP) if slope > 0 else 1.0
         radius = 0.0
         for adaptive in self.adaptive:
-            margin, start = partial(beyond, adaptive), radius * (1 + self.tolerance) or self._guess
+            margin, start = partial(beyond, adaptive), radius * (1 + self.tolerance) or start
             if not radius or margin(start) > 0:
                 radius = max(radius, largest(margin, start=start, tolerance=self.tolerance))
-        self._guess = radius or self._guess / 2  # where the next search begins
         return radius
 
     def margin(self, values: list[torch.Tensor], eps: float, prediction: int, adaptive: bool) -> float:

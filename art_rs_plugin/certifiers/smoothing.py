@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from art_rs_plugin.certifiers.certifier import Certifier
-from art_rs_plugin.core.budgets import BUDGETS, Budget
+from art_rs_plugin.core.budgets import BUDGETS, Budget, Fixed
 from art_rs_plugin.core.radii import RADII
 from art_rs_plugin.core.records import ABSTAIN, Certificate, VoteCertificate
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
@@ -29,7 +29,8 @@ class Smoothing(Certifier):
     radius: ClassVar[str] = "cohen"
 
     def __init__(self, estimator: RandomizedSmoothingPyTorch, budget: Budget | None = None) -> None:
-        self.estimator, self.budget = estimator, budget
+        self.estimator = estimator
+        self.budget: Budget = Fixed(n0=estimator.n0, n=estimator.n) if budget is None else budget
         self.alpha = estimator.alpha
 
     @classmethod
@@ -44,6 +45,7 @@ class Smoothing(Certifier):
         n0: int = 100,
         n: int = 100_000,
         radii: Sequence[float] = (),
+        seed: int | None = None,
         **options: Any,
     ) -> Smoothing:
         """As `Certifier.build`.
@@ -51,12 +53,13 @@ class Smoothing(Certifier):
         :param sigma: Standard deviation of the noise, in the unit of x.
         :param budget: A name in `core.budgets.BUDGETS`; its `n_max` is `n`.
         :param radii: For `Looks`: which radii are to be decided.
-        :param options: Of `RandomizedSmoothingPyTorch`, such as alpha, seed, precision and compile.
+        :param seed: Of the noise; fresh at every call if None.
+        :param options: Of `RandomizedSmoothingPyTorch`, such as alpha, precision and compile.
         """
         if sigma is None:
             raise ValueError("`sigma` must be given, got None")
         estimator = RandomizedSmoothingPyTorch(
-            model, sigma, n0=n0, n=n, input_shape=tuple(input_shape), nb_classes=nb_classes, **options
+            model, sigma, n0=n0, n=n, seed=seed, input_shape=tuple(input_shape), nb_classes=nb_classes, **options
         )
         own: dict[str, dict[str, Any]] = {
             "fixed": {"n": n}, "looks": {"n_max": n, "radii": tuple(radii)}, "pilot": {"n_max": n},

@@ -188,7 +188,7 @@ def _encoded(text: str) -> bytes:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return round_down(value, DECIMALS)
+        return "" if math.isnan(value) else round_down(value, DECIMALS)
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", " ").replace("\n", " ")
 
 

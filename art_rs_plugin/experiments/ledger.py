@@ -28,6 +28,7 @@ _ALWAYS = ("index", "label", "prediction", "alpha", "seconds")
 ROW_KEYS = {
     "certify": (*_ALWAYS, "radius"),
     "predict": (*_ALWAYS, "counts", "n"),
+    "distance": ("index", "label", "seconds", "distance"),
     "attack": (*_ALWAYS, "counts", "n", "leaves", "clean", "eps", "l2", "linf"),
 }
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so

@@ -104,7 +104,7 @@ def test_radius_of_an_affine_classifier_is_the_distance_to_the_boundary(name, no
         ]
         assert certificate.prediction == first
         assert certificate.radius <= min(distances)
-        assert certificate.radius == pytest.approx(min(distances), rel=2e-6)
+        assert certificate.radius == pytest.approx(min(distances), rel=1e-4)
         assert (certificate.norm, certificate.certifies, certificate.alpha) == (norm, "f", 0.0)
 
 
@@ -181,8 +181,7 @@ def test_each_input_has_its_own_radius_whatever_came_before():
     assert [certificate.index for certificate in together] == [3, 1, 4, 15, 9]
     for image, certificate in zip(x[::-1], together[::-1], strict=True):
         (alone,) = build("crown", model, (1, 8, 8)).certify(image[None])
-        assert alone.prediction == certificate.prediction
-        assert alone.radius == pytest.approx(certificate.radius, rel=1.1e-3)
+        assert (alone.prediction, alone.radius) == (certificate.prediction, certificate.radius)
 
 
 def test_labels_save_the_work_where_the_prediction_is_wrong():
