@@ -25,6 +25,7 @@ _OURS = {
     "smoothing": "smoothing:Smoothing",
     "smoothing-lecuyer": "smoothing:SmoothingLecuyer",
     "smoothing-li": "smoothing:SmoothingLi",
+    "wong-kolter": "wong_kolter:WongKolter",
 }
 """Name -> module of this package, and class: imported when first asked for."""
 

@@ -25,8 +25,8 @@ _AT_ONCE = 2**24  # numbers of coefficients that are propagated together
 class _LinearBounds(Certifier):
     """Certifies the network's own predictions by linear bounds on the margins, see the certifiers below.
 
-    The ball is not cut at the edges of the data's range. Bounds are computed in float64, and leave room for the rounding
-    of a network that is computed in float32.
+    The ball is not cut at the edges of the data's range. Bounds are computed in float64, and leave room for the
+    rounding of a network that is computed in float32.
 
     :param norm: Of the ball, 2 or inf.
     :param tolerance: The radius is at most so much, as a share, below one at which the bounds prove nothing.
