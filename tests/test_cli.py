@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("train", "certify", "predict", "curve", "attack", "tightness"):
+        for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
@@ -100,6 +100,21 @@ def test_the_example_of_attack_agrees_with_its_ledger(folder: Path) -> None:
     right = sum(row["prediction"] == row["label"] for row in rows) / 20
     assert f"| right after it | {right:.3f} [" in (folder / "attack.txt").read_text()
     assert right < sum(row["clean"] == row["label"] for row in rows) / 20
+
+
+def test_the_example_of_compare_has_a_row_for_each_certifier(folder: Path) -> None:
+    lines = (folder / "compare.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("|")][2:] == ["smoothing", "smoothing-li", "crown"]
+    assert {path.name for path in (folder / "compared").iterdir()} >= {"smoothing.jsonl", "compare.csv", "compare.svg"}
+
+
+def test_compare_lists_certifiers_and_says_what_is_missing(tmp_path: Path) -> None:
+    assert "smoothing-lecuyer\n" in run("compare", "--certifiers", "list", "--out", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    said = run("compare", "--data", "digits", "--out", str(tmp_path / "none"), code=2)
+    assert "`--config` must be given, or `--data`, `--checkpoint` and `--certifiers`" in said
+    said = run("compare", "--config", str(tmp_path / "a.toml"), "--data", "digits", "--out", str(tmp_path), code=2)
+    assert "`--config` must stand alone" in said
 
 
 def test_the_example_of_tightness_attacks_every_certificate(folder: Path) -> None:
