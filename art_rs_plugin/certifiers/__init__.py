@@ -18,6 +18,10 @@ from art_rs_plugin.certifiers.network import UnsupportedNetwork as UnsupportedNe
 GROUP = "art_rs_plugin.certifiers"
 
 _OURS = {
+    "art-macer": "art_smoothing:ArtMACER",
+    "art-smoothadv": "art_smoothing:ArtSmoothAdv",
+    "art-smoothing": "art_smoothing:ArtSmoothing",
+    "art-smoothmix": "art_smoothing:ArtSmoothMix",
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
 }
