@@ -18,6 +18,8 @@ from art_rs_plugin.certifiers.network import UnsupportedNetwork as UnsupportedNe
 GROUP = "art_rs_plugin.certifiers"
 
 _OURS = {
+    "art-deepz": "art_zonotopes:ArtDeepZ",
+    "art-ibp": "art_zonotopes:ArtIBP",
     "art-macer": "art_smoothing:ArtMACER",
     "art-smoothadv": "art_smoothing:ArtSmoothAdv",
     "art-smoothing": "art_smoothing:ArtSmoothing",

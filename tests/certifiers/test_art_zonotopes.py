@@ -1,0 +1,316 @@
+"""ART's DeepZ and IBP: closed forms, attacks that must fail, and conversions that must be refused."""
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from digit_networks import CLASSES, SHAPE, cnn, digits, global_states, mlp, train
+from scipy.optimize import brentq
+from torch import nn
+
+from art_rs_plugin import certifiers
+from art_rs_plugin.certifiers import UnsupportedNetwork
+from art_rs_plugin.certifiers.art_chain import chain_of
+from art_rs_plugin.certifiers.network import trace
+from art_rs_plugin.experiments.models import Normalize
+
+NAMES = ("art-deepz", "art-ibp")
+TOLERANCE = 1e-3
+
+
+def build(name, model, input_shape=SHAPE, nb_classes=CLASSES, **options):
+    return certifiers.get(name).build(model, input_shape=input_shape, nb_classes=nb_classes, **options)
+
+
+def random_network(*layers, seed=1):
+    """Layers in a row after a few steps of normalisation, so that its running statistics are some."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(layer() for layer in layers))
+    model(torch.rand(32, *SHAPE))
+    return model.eval()
+
+
+class Functional(nn.Module):
+    """ReLUs and reshapes that are no modules, which ART by itself drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 3, 3), nn.Linear(108, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = torch.relu(self.conv((x - 0.5) / 0.25))
+        return self.fc2(nn.functional.relu(self.fc1(x.view(x.size(0), -1))))
+
+
+NETWORKS = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "functional": lambda: random_network(Functional),
+    "dilated, strided, no bias": lambda: random_network(
+        lambda: nn.Conv2d(1, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), bias=False),
+        lambda: nn.BatchNorm2d(4), nn.ReLU, nn.ReLU,
+        lambda: nn.Conv2d(4, 3, 3, padding="same"), nn.Flatten, nn.ReLU,
+        lambda: nn.Linear(108, 12, bias=False), lambda: nn.BatchNorm1d(12), nn.Dropout, nn.ReLU,
+        lambda: nn.Linear(12, CLASSES), nn.Identity,
+    ),
+    "normalised first": lambda: random_network(
+        nn.Flatten, lambda: nn.BatchNorm1d(64), lambda: nn.Unflatten(1, SHAPE), lambda: nn.Conv2d(1, 2, 5),
+        nn.Flatten, lambda: nn.Linear(32, CLASSES), nn.ReLU,
+    ),
+    "relu first": lambda: random_network(
+        lambda: Normalize(1, (0.5,), (-0.0 + 0.5,)), nn.ReLU, nn.Flatten, lambda: nn.Linear(64, CLASSES)
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """Trained, in evaluation mode."""
+    return train(NETWORKS[request.param](), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits("test", 6)
+
+
+def attacked(model, x, label, radius):
+    """Whether an input of [0, 1] within the radius has another label: corners of the ball, then PGD."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(400, *x.shape)).astype(np.float32)
+    low, high = np.maximum(x - radius, 0), np.minimum(x + radius, 1)
+    tried = [np.where(signs > 0, high, low)]
+    point = torch.from_numpy(np.concatenate([x[None].repeat(4, 0), tried[0][:4]]))
+    bounds = torch.from_numpy(low.astype(np.float32)), torch.from_numpy(high.astype(np.float32))
+    for _ in range(30):
+        point.requires_grad_()
+        logits = model(point)
+        others = logits.index_fill(1, torch.tensor(label), -math.inf)
+        (gradient,) = torch.autograd.grad((others.amax(1) - logits[:, label]).sum(), point)
+        point = torch.clamp(point.detach() + radius / 6 * gradient.sign(), *bounds)
+    tried.append(point.numpy())
+    with torch.no_grad():
+        return bool((model(torch.from_numpy(np.concatenate(tried)).float()).argmax(1) != label).any())
+
+
+def test_no_attack_succeeds_within_a_certified_ball(network, images):
+    x, _ = images
+    radii = {}
+    for name in NAMES:
+        made = build(name, network).certify(x)
+        with torch.no_grad():
+            assert [c.prediction for c in made] == network(torch.from_numpy(x)).argmax(1).tolist()
+        assert not any(attacked(network, image, c.prediction, c.radius) for image, c in zip(x, made, strict=True))
+        radii[name] = np.array([c.radius for c in made])
+    assert (radii["art-deepz"] >= radii["art-ibp"] * (1 - TOLERANCE)).all()
+    assert radii["art-deepz"].max() > 5e-3
+    # the attack is one that finds something
+    assert any(attacked(network, image, c.prediction, 0.4) for image, c in zip(x, made, strict=True))
+
+
+def affine(std=None):
+    """One layer of random weights, and, as arrays, its weights and bias in the unit of the data."""
+    torch.manual_seed(4)
+    layer = nn.Linear(6, 4)
+    model = nn.Sequential(layer) if std is None else nn.Sequential(Normalize(2, (0.4, 0.6), std), nn.Flatten(), layer)
+    weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    if std is None:
+        return model, (6,), weight, bias
+    scale = np.repeat(np.float32(std).astype(float), 3)
+    mean = np.repeat(np.float32([0.4, 0.6]).astype(float), 3)
+    return model, (2, 1, 3), weight / scale, bias - weight @ (mean / scale)
+
+
+@pytest.mark.parametrize("clip_values", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("std", [None, (0.25, 3.0)])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_affine_network_gets_the_radius_of_its_weights(name, std, clip_values):
+    model, shape, weight, bias = affine(std)
+    x = np.random.default_rng(1).random((5, *shape), dtype=np.float32)
+    x[0].flat[:3] = (0.0, 1.0, 0.0)  # where cutting the ball counts
+    for certificate, image in zip(build(name, model, shape, 4, clip_values=clip_values).certify(x), x, strict=True):
+        flat = image.reshape(-1).astype(float)
+        logits = weight @ flat + bias
+        top = int(logits.argmax())
+
+        def margin(eps, flat=flat, top=top):
+            low, high = (flat - eps, flat + eps) if clip_values is None else np.clip([flat - eps, flat + eps], 0, 1)
+
+            def least(row):
+                return np.minimum(row * low, row * high).sum()
+
+            def worst(other):
+                if name == "art-deepz":  # exact: of the difference
+                    return least(weight[top] - weight[other]) + bias[top] - bias[other]
+                return least(weight[top]) + bias[top] + least(-weight[other]) - bias[other]  # of each by itself
+
+            return min(worst(other) for other in range(4) if other != top)
+
+        exact = brentq(margin, 0, 100) if margin(100) < 0 else None
+        if clip_values is None:
+            norms = np.abs(weight).sum(1)
+            by_hand = min(
+                (logits[top] - logits[other])
+                / (np.abs(weight[top] - weight[other]).sum() if name == "art-deepz" else norms[top] + norms[other])
+                for other in range(4) if other != top
+            )  # fmt: skip
+            assert exact == pytest.approx(by_hand)
+        assert certificate.prediction == top
+        if exact is None:
+            assert certificate.radius == 1.0  # all of the data's range
+        else:
+            assert exact * (1 - 2 * TOLERANCE) < certificate.radius < exact
+
+
+def test_what_a_certificate_says():
+    x, _ = digits("test", 5)
+    model = train(mlp(), epochs=2)
+    with torch.no_grad():
+        predictions = model(torch.from_numpy(x)).argmax(1).numpy()
+    for name in NAMES:
+        certifier = build(name, model)
+        made = certifier.certify(x, indices=range(10, 15))
+        assert {(c.norm, c.certifies, c.alpha) for c in made} == {(math.inf, "f", 0.0)}
+        assert [c.index for c in made] == [10, 11, 12, 13, 14]
+        assert all(c.radius > 0 for c in made)
+        assert certifier.certify(x[::-1], indices=range(14, 9, -1)) == made[::-1]
+        wrong = predictions.copy()
+        wrong[1] = (wrong[1] + 1) % CLASSES
+        assert [c.radius > 0 for c in certifier.certify(x, wrong)] == [True, False, True, True, True]
+        assert certifier.certify(x[:0]) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_logits_are_not_certified(name):
+    layer = nn.Linear(3, 3)
+    with torch.no_grad():
+        layer.weight[:] = layer.weight[0].clone()
+        layer.bias[:] = 0.0
+    for bias, radius in [((0.0, 0.0, 0.0), 0.0), ((0.0, 1.0, 1.0), 0.0)]:
+        layer.bias.data[:] = torch.tensor(bias)
+        (certificate,) = build(name, nn.Sequential(layer), (3,), 3).certify([[0.2, 0.5, 0.7]])
+        assert certificate.radius == radius
+    constant = nn.Linear(3, 3)
+    torch.nn.init.zeros_(constant.weight)
+    torch.nn.init.zeros_(constant.bias)
+    (certificate,) = build(name, nn.Sequential(constant), (3,), 3).certify([[0.2, 0.5, 0.7]])
+    assert (certificate.prediction, certificate.radius) == (0, 0.0)
+
+
+def test_what_a_cut_ball_leaves_at_zero_is_no_margin():
+    # logits of 0.1 - relu(x) - relu(-x) against 0: at x = 0 the radius is 0.1. Of the ball that is cut at 0, -x reaches
+    # 0 and no more, and ART by itself takes -x for relu(-x), so that the two cancel and all is certified
+    first, last = nn.Linear(1, 2), nn.Linear(2, 2)
+    for layer, weight, bias in [(first, [[1.0], [-1.0]], [0.0, 0.0]), (last, [[-1.0, -1.0], [0.0, 0.0]], [0.1, 0.0])]:
+        layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+    for name in NAMES:
+        (certificate,) = build(name, nn.Sequential(first, nn.ReLU(), last), (1,), 2).certify([[0.0]])
+        assert certificate.prediction == 0
+        assert 0.09 < certificate.radius <= 0.1
+
+
+def test_bounds_that_are_no_numbers_certify_nothing():
+    first, last = nn.Linear(1, 1), nn.Linear(1, 2)
+    for layer, weight, bias in [(first, [[1e30]], [0.0]), (last, [[0.0], [1e30]], [1.0, 0.0])]:
+        layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(bias)
+    for name in NAMES:
+        (certificate,) = build(name, nn.Sequential(first, nn.ReLU(), last), (1,), 2, clip_values=None).certify([[0.0]])
+        assert (certificate.prediction, certificate.radius) == (0, pytest.approx(0.0, abs=1e-12))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_users_model_and_the_global_generators_stay_as_they_are(name, capsys):
+    model = cnn()
+    before, states = copy.deepcopy(model.state_dict()), global_states()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(name, model).certify(digits("test", 1)[0])
+    assert global_states() == states
+    assert capsys.readouterr() == ("", "")
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["concrete and abstract", "abstract"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_conversion_is_refused(name, kind, images, monkeypatch):
+    x, _ = images
+    certifier = build(name, train(cnn(), epochs=1))
+    right = certifier.certify(x[:2])
+    operation = certifier.estimator.model.ops[2]
+    weight = operation.conv.weight if name == "art-deepz" else operation.dense_weights
+    if kind == "abstract":
+        abstract = type(operation).forward
+        monkeypatch.setattr(operation, "forward", lambda x: 1.01 * abstract(operation, x))
+        monkeypatch.setattr(type(operation), "__call__", lambda self, x: self.forward(x))
+    else:
+        weight.data[0] += 0.05
+    with pytest.raises(ValueError, match=r"its logits differ by \S+ at input \d+ of `x`"):
+        certifier.certify(x[:2])
+    if kind != "abstract":
+        weight.data[0] -= 0.05
+        assert [c.prediction for c in certifier.certify(x[:2])] == [c.prediction for c in right]
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(64, 64), nn.Linear(64, CLASSES)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.fc2(x + torch.relu(self.fc1(x)))
+
+
+FLAT = (nn.Flatten, lambda: nn.Linear(64, CLASSES))
+REFUSED = {
+    "MaxPool2d": (lambda: nn.MaxPool2d(2), nn.Flatten, lambda: nn.Linear(16, CLASSES)),
+    "AvgPool2d": (lambda: nn.AvgPool2d(2), nn.Flatten, lambda: nn.Linear(16, CLASSES)),
+    "Tanh": (*FLAT, nn.Tanh),
+    "a residual sum": (Residual,),
+    "groups=2": (lambda: nn.Conv2d(1, 2, 1), lambda: nn.Conv2d(2, 2, 1, groups=2), nn.Flatten,
+                 lambda: nn.Linear(128, CLASSES)),
+    "padding_mode=circular": (lambda: nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), *FLAT),
+    "BatchNorm1d.* behind ReLU": (*FLAT, nn.ReLU, lambda: nn.BatchNorm1d(10), lambda: nn.Linear(10, CLASSES)),
+    "BatchNorm1d.* behind Conv2d": (lambda: nn.Conv2d(1, 1, 1), nn.Flatten, lambda: nn.BatchNorm1d(64),
+                                    lambda: nn.Linear(64, CLASSES)),
+    "Conv2d.* behind Linear": (nn.Flatten, lambda: nn.Linear(64, 64), lambda: nn.Unflatten(1, SHAPE),
+                               lambda: nn.Conv2d(1, 1, 3, padding=1), *FLAT),
+    "ends with a Linear, got .*Conv2d": (lambda: nn.Conv2d(1, CLASSES, 8), nn.Flatten),
+    "ends with a Linear, got none": (nn.Flatten, lambda: nn.BatchNorm1d(64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_art_cannot_take_is_refused_by_name(said):
+    for name in NAMES:
+        with pytest.raises(UnsupportedNetwork, match=said):
+            build(name, random_network(*REFUSED[said]))
+
+
+def test_a_chain_is_the_network(network):
+    chain = chain_of(trace(network, SHAPE))
+    x = np.random.default_rng(0).normal(size=(8, *SHAPE))
+    with torch.no_grad():
+        theirs = network.double()(torch.from_numpy(x))
+        ours = chain.layers.double()(torch.from_numpy(chain.standardised(x)))
+    network.float(), chain.layers.float()
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert all(layer.bias is not None for layer in chain.layers if not isinstance(layer, nn.ReLU))
+
+
+def test_unfit_options_and_inputs_are_refused():
+    for name in NAMES:
+        for options, message in [
+            ({"clip_values": (1.0,)}, "`clip_values` must be two numbers"),
+            ({"tolerance": 0.0}, "`tolerance` must be"),
+            ({"nb_classes": 9}, r"logits \(m, 9\)"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                build(name, mlp(), **options)
+        with pytest.raises(ValueError, match=r"`x` must be in \(0.0, 1.0\), got 0 to 1.5"):
+            build(name, mlp()).certify(np.linspace(0, 1.5, 64).reshape(1, *SHAPE))
