@@ -19,6 +19,7 @@ GROUP = "art_rs_plugin.certifiers"
 
 _OURS = {
     "art-deepz": "art_zonotopes:ArtDeepZ",
+    "art-derandomized": "art_derandomized:ArtDerandomized",
     "art-ibp": "art_zonotopes:ArtIBP",
     "art-macer": "art_smoothing:ArtMACER",
     "art-smoothadv": "art_smoothing:ArtSmoothAdv",
