@@ -225,13 +225,11 @@ class ArtIBP(_ByConversion):
     def _verifies(self, low: Array, high: Array, prediction: int, slack: float) -> bool:
         ends = np.stack([-_up(-low), _up(high)])
         bounds = self.estimator.predict_intervals(ends[None], is_interval=True).astype(np.float64)
-        # ART takes NaN for the largest, and of two classes with one bound the first, whichever is asked for
-        if not np.isfinite(bounds).all():
-            return False
         bounds[0, 0, prediction] -= slack + _ROUNDING * np.abs(bounds).max()
         others = np.delete(bounds[0, 1], prediction)
-        certified = self.estimator.certify(bounds, [prediction])
-        return bool(certified[0]) and bool(bounds[0, 0, prediction] > others.max())
+        (by_art,) = self.estimator.certify(bounds, [prediction])
+        # ART takes NaN for the largest, and of two equal bounds the first: it must also be above all others
+        return bool(by_art) and bool(bounds[0, 0, prediction] > others.max())
 
 
 class _SoundReLU(nn.Module):
