@@ -172,7 +172,7 @@ def by_hand(layers, low, high, top, zonotope):
             spread = np.abs(terms).sum(0)
             below, above = centre - spread, centre + spread
             if zonotope:  # the parallelogram around a ReLU of least area (Singh et al. 2018, Theorem 3.1)
-                slope = np.where(below >= 0, 1.0, np.where(above <= 0, 0.0, above / (above - below)))
+                slope = np.where(below >= 0, 1.0, np.where(above <= 0, 0.0, above / np.maximum(above - below, 1e-300)))
                 half = np.where((below < 0) & (above > 0), -slope * below / 2, 0.0)
                 centre, terms = slope * centre + half, np.concatenate([slope * terms, np.diag(half)])
             else:
