@@ -37,6 +37,47 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
 
 
+def random_network(*layers, seed=1):
+    """Layers in a row after a few steps of normalisation, so that its running statistics are some."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(layer() for layer in layers))
+    model(torch.rand(32, *SHAPE))
+    return model.eval()
+
+
+class Functional(nn.Module):
+    """ReLUs and reshapes that are no modules, which ART by itself drops."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 3, 3), nn.Linear(108, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = torch.relu(self.conv((x - 0.5) / 0.25))
+        return self.fc2(nn.functional.relu(self.fc1(x.view(x.size(0), -1))))
+
+
+NETWORKS = {
+    "cnn": cnn,
+    "mlp": mlp,
+    "functional": lambda: random_network(Functional),
+    "dilated, strided, no bias": lambda: random_network(
+        lambda: nn.Conv2d(1, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), bias=False),
+        lambda: nn.BatchNorm2d(4), nn.ReLU, nn.ReLU,
+        lambda: nn.Conv2d(4, 3, 3, padding="same"), nn.Flatten, nn.ReLU,
+        lambda: nn.Linear(108, 12, bias=False), lambda: nn.BatchNorm1d(12), nn.Dropout, nn.ReLU,
+        lambda: nn.Linear(12, CLASSES), nn.Identity,
+    ),
+    "normalised first": lambda: random_network(
+        nn.Flatten, lambda: nn.BatchNorm1d(64), lambda: nn.Unflatten(1, SHAPE), lambda: nn.Conv2d(1, 2, 5),
+        nn.Flatten, lambda: nn.Linear(32, CLASSES), nn.ReLU,
+    ),
+    "relu first": lambda: random_network(
+        lambda: Normalize(1, (0.5,), (0.5,)), nn.ReLU, nn.Flatten, lambda: nn.Linear(64, CLASSES)
+    ),
+}  # fmt: skip
+
+
 def train(model: nn.Module, epochs: int = 6) -> nn.Module:
     """`model` after plain training, in evaluation mode."""
     x, y = map(torch.from_numpy, digits("train", 1200))

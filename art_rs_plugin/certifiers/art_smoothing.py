@@ -117,7 +117,7 @@ class ArtSmoothAdv(ArtSmoothing):
     """ART's `PyTorchSmoothAdv`: smoothing with the adversarial training of Salman et al. 2019 as ART has it.
 
     ART's attack is one step of size 0.1 in l_inf, whatever `warmup` says, and begins anew `num_steps` times without
-    adding up.
+    adding up. It clips the noisy image to `clip_values`.
     """
 
     name = "art-smoothadv"

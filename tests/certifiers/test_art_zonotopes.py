@@ -7,14 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from digit_networks import CLASSES, SHAPE, cnn, digits, global_states, mlp, train
+from digit_networks import CLASSES, NETWORKS, SHAPE, cnn, digits, global_states, mlp, train
 from scipy.optimize import brentq
 from torch import nn
 
 from art_rs_plugin import certifiers
-from art_rs_plugin.certifiers import UnsupportedNetwork
-from art_rs_plugin.certifiers.art_chain import chain_of
-from art_rs_plugin.certifiers.network import trace
 from art_rs_plugin.experiments.models import Normalize
 
 NAMES = ("art-deepz", "art-ibp")
@@ -23,47 +20,6 @@ TOLERANCE = 1e-3
 
 def build(name, model, input_shape=SHAPE, nb_classes=CLASSES, **options):
     return certifiers.get(name).build(model, input_shape=input_shape, nb_classes=nb_classes, **options)
-
-
-def random_network(*layers, seed=1):
-    """Layers in a row after a few steps of normalisation, so that its running statistics are some."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(*(layer() for layer in layers))
-    model(torch.rand(32, *SHAPE))
-    return model.eval()
-
-
-class Functional(nn.Module):
-    """ReLUs and reshapes that are no modules, which ART by itself drops."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 3, 3), nn.Linear(108, 16), nn.Linear(16, CLASSES)
-
-    def forward(self, x):
-        x = torch.relu(self.conv((x - 0.5) / 0.25))
-        return self.fc2(nn.functional.relu(self.fc1(x.view(x.size(0), -1))))
-
-
-NETWORKS = {
-    "cnn": cnn,
-    "mlp": mlp,
-    "functional": lambda: random_network(Functional),
-    "dilated, strided, no bias": lambda: random_network(
-        lambda: nn.Conv2d(1, 4, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), bias=False),
-        lambda: nn.BatchNorm2d(4), nn.ReLU, nn.ReLU,
-        lambda: nn.Conv2d(4, 3, 3, padding="same"), nn.Flatten, nn.ReLU,
-        lambda: nn.Linear(108, 12, bias=False), lambda: nn.BatchNorm1d(12), nn.Dropout, nn.ReLU,
-        lambda: nn.Linear(12, CLASSES), nn.Identity,
-    ),
-    "normalised first": lambda: random_network(
-        nn.Flatten, lambda: nn.BatchNorm1d(64), lambda: nn.Unflatten(1, SHAPE), lambda: nn.Conv2d(1, 2, 5),
-        nn.Flatten, lambda: nn.Linear(32, CLASSES), nn.ReLU,
-    ),
-    "relu first": lambda: random_network(
-        lambda: Normalize(1, (0.5,), (-0.0 + 0.5,)), nn.ReLU, nn.Flatten, lambda: nn.Linear(64, CLASSES)
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -290,53 +246,6 @@ def test_a_wrong_conversion_is_refused(name, kind, images, monkeypatch):
     if kind != "abstract":
         weight.data[0] -= 0.05
         assert [c.prediction for c in certifier.certify(x[:2])] == [c.prediction for c in right]
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(64, 64), nn.Linear(64, CLASSES)
-
-    def forward(self, x):
-        x = x.flatten(1)
-        return self.fc2(x + torch.relu(self.fc1(x)))
-
-
-FLAT = (nn.Flatten, lambda: nn.Linear(64, CLASSES))
-REFUSED = {
-    "MaxPool2d": (lambda: nn.MaxPool2d(2), nn.Flatten, lambda: nn.Linear(16, CLASSES)),
-    "AvgPool2d": (lambda: nn.AvgPool2d(2), nn.Flatten, lambda: nn.Linear(16, CLASSES)),
-    "Tanh": (*FLAT, nn.Tanh),
-    "a residual sum": (Residual,),
-    "groups=2": (lambda: nn.Conv2d(1, 2, 1), lambda: nn.Conv2d(2, 2, 1, groups=2), nn.Flatten,
-                 lambda: nn.Linear(128, CLASSES)),
-    "padding_mode=circular": (lambda: nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), *FLAT),
-    "BatchNorm1d.* behind ReLU": (*FLAT, nn.ReLU, lambda: nn.BatchNorm1d(10), lambda: nn.Linear(10, CLASSES)),
-    "BatchNorm1d.* behind Conv2d": (lambda: nn.Conv2d(1, 1, 1), nn.Flatten, lambda: nn.BatchNorm1d(64),
-                                    lambda: nn.Linear(64, CLASSES)),
-    "Conv2d.* behind Linear": (nn.Flatten, lambda: nn.Linear(64, 64), lambda: nn.Unflatten(1, SHAPE),
-                               lambda: nn.Conv2d(1, 1, 3, padding=1), *FLAT),
-    "ends with a Linear, got .*Conv2d": (lambda: nn.Conv2d(1, CLASSES, 8), nn.Flatten),
-    "ends with a Linear, got none": (nn.Flatten, lambda: nn.BatchNorm1d(64)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("said", REFUSED)
-def test_what_art_cannot_take_is_refused_by_name(said):
-    for name in NAMES:
-        with pytest.raises(UnsupportedNetwork, match=said):
-            build(name, random_network(*REFUSED[said]))
-
-
-def test_a_chain_is_the_network(network):
-    chain = chain_of(trace(network, SHAPE))
-    x = np.random.default_rng(0).normal(size=(8, *SHAPE))
-    with torch.no_grad():
-        theirs = network.double()(torch.from_numpy(x))
-        ours = chain.layers.double()(torch.from_numpy(chain.standardised(x)))
-    network.float(), chain.layers.float()
-    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert all(layer.bias is not None for layer in chain.layers if not isinstance(layer, nn.ReLU))
 
 
 def test_unfit_options_and_inputs_are_refused():
