@@ -20,6 +20,13 @@ GROUP = "art_rs_plugin.certifiers"
 
 _OURS = {
     "attack-bound": "attack_bound:AttackBound",
+    "art-deepz": "art_zonotopes:ArtDeepZ",
+    "art-derandomized": "art_derandomized:ArtDerandomized",
+    "art-ibp": "art_zonotopes:ArtIBP",
+    "art-macer": "art_smoothing:ArtMACER",
+    "art-smoothadv": "art_smoothing:ArtSmoothAdv",
+    "art-smoothing": "art_smoothing:ArtSmoothing",
+    "art-smoothmix": "art_smoothing:ArtSmoothMix",
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
     "smoothing": "smoothing:Smoothing",

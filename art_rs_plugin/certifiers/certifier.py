@@ -90,7 +90,7 @@ def rows(
 
     :raises ValueError: Another shape, a value that is not finite, or as many labels or indices as there are inputs not.
     """
-    inputs = np.asarray(x, dtype=np.float32)
+    inputs = np.ascontiguousarray(x, dtype=np.float32)  # torch takes no reversed array
     if inputs.shape[1:] != tuple(input_shape) or inputs.ndim != len(input_shape) + 1:
         raise ValueError(f"`x` must have shape (m, {', '.join(map(str, input_shape))}), got {inputs.shape}")
     if not np.isfinite(inputs).all():

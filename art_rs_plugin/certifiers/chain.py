@@ -1,4 +1,4 @@
-"""A traced network in the only form that ART's converters take: Conv2d, ReLU and Linear, one after the other."""
+"""A traced network as Conv2d, ReLU and Linear one after the other: all that some certifiers take."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def chain_of(network: Network) -> Chain:
     for position, node in enumerate(network.nodes[1:], 1):
         if node.inputs != (position - 1,):
             found = "a residual sum" if node.kind == "sum" else f"one ({node.kind}) of an earlier value"
-            raise UnsupportedNetwork(f"ART takes layers that follow one another, got {found}")
+            raise UnsupportedNetwork(f"layers must follow one another, got {found}")
         if node.map is None:
             builder.relu()
         else:
@@ -68,7 +68,7 @@ class _Builder:
         self._shift = torch.zeros(shape, dtype=torch.float64)
         self._layers: list[nn.Module] = []
         self._entry: tuple[int, ...] = (math.prod(shape),)  # of the first layer's input, unless a convolution needs it
-        self._made: tuple[int, ...] | None = None  # the shape that ART has here; None: whichever is asked for
+        self._made: tuple[int, ...] | None = None  # the shape that the layers have here; None: whichever is asked for
 
     def relu(self) -> None:
         if not (self._layers and isinstance(self._layers[-1], nn.ReLU)):  # ART flattens behind one, not behind two
@@ -89,7 +89,7 @@ class _Builder:
 
     def _fits(self, module: nn.Conv2d, before: tuple[int, ...]) -> bool:
         if module.groups != 1 or module.padding_mode != "zeros":
-            raise UnsupportedNetwork(f"ART takes convolutions of one group, padded by zeros, got {module}")
+            raise UnsupportedNetwork(f"convolutions must be of one group and padded by zeros, got {module}")
         return self._made in (None, before) and len(before) == 3
 
     def _elementwise(self, affine: Affine, before: tuple[int, ...], after: tuple[int, ...]) -> None:
@@ -102,17 +102,17 @@ class _Builder:
         layer = self._layers[-1] if self._layers else None
         if found is None or not isinstance(layer, (nn.Linear, nn.Conv2d)) or self._made is None:
             named = affine.module if affine.module is not None else f"an operation {before} -> {after}"
-            raise UnsupportedNetwork(f"ART takes {_TAKEN}, got {named} behind {layer or 'the input'}")
+            raise UnsupportedNetwork(f"a layer must be one of {_TAKEN}, got {named} behind {layer or 'the input'}")
         scale, shift = (value.reshape(self._made[0], -1) for value in found)
         if not all(torch.equal(value, value[:, :1].expand_as(value)) for value in (scale, shift)):
-            raise UnsupportedNetwork(f"ART takes normalisation by channels, got {affine.module} behind {layer}")
+            raise UnsupportedNetwork(f"normalisation must be by channels, got {affine.module} behind {layer}")
         assert layer.bias is not None
         layer.weight *= scale[:, 0].view(-1, *[1] * (layer.weight.ndim - 1))
         layer.bias.mul_(scale[:, 0]).add_(shift[:, 0])
 
     def chain(self, last: tuple[int, ...]) -> Chain:
         if self._made is None or self._made != last:
-            raise UnsupportedNetwork(f"ART takes a network that ends with a Linear, got {self._layers[-1:] or 'none'}")
+            raise UnsupportedNetwork(f"the network must end with a Linear, got {self._layers[-1:] or 'none'}")
         return Chain(self._scale.numpy(), self._shift.numpy(), self._entry, Plain(*self._layers).float())
 
 
