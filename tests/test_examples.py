@@ -77,6 +77,19 @@ def test_security_curve_lies_above_what_is_certified() -> None:
     assert rows[-1][4] > 0.5, "beyond the radii the attack succeeds"
 
 
+def test_compare_certifiers_has_a_row_for_each_and_prior_bounds_below() -> None:
+    printed = output(EXAMPLES[0].with_name("compare_certifiers.py"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    rows = {name: dict(zip(cells[0][1:], row, strict=True)) for name, *row in cells[2:]}
+    of_g = ["smoothing", "smoothing-li", "smoothing-lecuyer", "attacks on smoothing"]
+    assert list(rows) == [*of_g, "crown", "fast-lin", "attacks on the network"]
+    for better, worse in (("smoothing", "smoothing-li"), ("smoothing-li", "smoothing-lecuyer"), ("crown", "fast-lin")):
+        assert float(rows[better]["average radius"]) >= float(rows[worse]["average radius"])
+    for certified, attacked in (("smoothing", "attacks on smoothing"), ("crown", "attacks on the network")):
+        for radius in ("r = 0.1", "r = 0.25", "r = 0.5"):
+            assert float(rows[certified][radius]) <= float(rows[attacked][radius])
+
+
 def test_training_noise_pays_where_it_is_the_noise_of_the_certificate() -> None:
     printed = output(EXAMPLES[0].with_name("training_noise.py"))
     rows = {

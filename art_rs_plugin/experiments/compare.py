@@ -39,6 +39,8 @@ class Entry:
     :param certifier: A name in `certifiers.available()`.
     :param checkpoint: Folder that `art-rs train` wrote, or a file of weights with `model`, the name of a network.
     :param label: In tables, in the legend, and the name of its ledger.
+    :param fit: Options of the certifier's own training, such as `{"epochs": 10}`, on the training images; without, the
+        network is certified as it is.
     :param options: Of the certifier's `build`. `sigma` and `seed` are the checkpoint's and the comparison's if it takes
         them and they are not given, and so are `radii`.
     """
@@ -47,6 +49,7 @@ class Entry:
     checkpoint: Path
     model: str | None = None
     label: str = ""
+    fit: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -161,6 +164,8 @@ def run(
                     ledger.append(_reread(of_votes, known[index], certifier.radius))
                 missing = []
                 say(len(indices))
+            if missing and entry.fit:
+                _fit(certifier, entry, datasets.load(comparison.data, "train", root=data_root))
             for first in range(0, len(missing), _AT_ONCE):
                 names = missing[first : first + _AT_ONCE]
                 for row in _rows(certifier, *data.arrays(names), names):
@@ -184,6 +189,8 @@ def _built(
     if issubclass(kind, UpperBound):
         usual.pop("sigma")  # whether g is attacked, or f, is for the entry to say
     options = {name: value for name, value in usual.items() if name in taken} | dict(entry.options)
+    if entry.fit and not hasattr(kind, "fit"):
+        raise ValueError(f"`fit` must not be given for `{entry.certifier}`, which has no training of its own")
     built = kind.build(model, input_shape=data.input_shape, nb_classes=data.nb_classes, **options)
     return built, model, options
 
@@ -200,9 +207,15 @@ def _header(
         "kind": "certify" if isinstance(certifier, Certifier) else "distance",
         "certifier": {
             "name": entry.certifier,
+            **({"fit": dict(entry.fit)} if entry.fit else {}),
             "certifies": certifier.certifies,
             "norm": str(certifier.norm),
-            **{name: str(value) if value == math.inf else value for name, value in options.items() if name != "norm"},
+            "alpha": getattr(certifier, "alpha", 0.0),
+            **{
+                name: str(value) if value == math.inf else value
+                for name, value in options.items()
+                if name not in ("norm", "alpha")
+            },
         },
         "data": {"name": data.name, "split": data.split, "images": len(data)},
         "seed": comparison.seed,
@@ -217,6 +230,11 @@ def _header(
             "precision": certifier.estimator.arithmetic,
         }
     return {**header, "model": {"hash": checkpoints.model_hash(model)}, "rule": {"name": entry.certifier}}
+
+
+def _fit(certifier: Any, entry: Entry, data: DataSet) -> None:
+    """Train by the certifier's own method, anew for a run that goes on: with a seed it ends with the same network."""
+    certifier.fit(*data.arrays(None), **entry.fit)
 
 
 def _rows(certifier: Certifier | UpperBound, x: Any, y: Any, names: list[int]) -> list[Row]:

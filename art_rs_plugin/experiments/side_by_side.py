@@ -73,7 +73,7 @@ def table(frames: Mapping[str, pd.DataFrame], radii: Sequence[float], norm: floa
         header = frame.attrs["header"]
         upper, given = header["kind"] == "distance", header["certifier"]["norm"]
         prediction, radius, label_of = (frame[name].to_numpy() for name in ("prediction", "radius", "label"))
-        alpha = header["certifier"].get("alpha", header["rule"].get("alpha"))
+        alpha = header["certifier"]["alpha"]
         guarantee = "upper bound" if upper else "certain" if not alpha else f"probability {1 - alpha:g}"
         converted = given != PATCH and float(given) != norm
         row: dict[Any, Any] = {

@@ -124,6 +124,26 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_an_unbroken_one(usual, tmp_p
             assert {**row, "seconds": 0} == {**again, "seconds": 0}
 
 
+def test_a_certifier_that_trains_is_trained_and_says_so(trained, tmp_path):
+    options = {"n": 200, "n0": 20, "alpha": 0.01}
+    by_art = compare.Entry(certifier="art-smoothing", checkpoint=trained, fit={"epochs": 1}, options=options)
+    ledgers = compare.run(comparison(by_art, images=3), tmp_path)
+    header, rows = read_ledger(ledgers["art-smoothing"])
+    assert header["certifier"]["fit"] == {"epochs": 1}
+    frames = {"art-smoothing": side_by_side.read(ledgers["art-smoothing"], 2, 64)}
+    assert side_by_side.table(frames, (0.0,), 2)["guarantee"].tolist() == ["probability 0.99"]
+    model = load_checkpoint(trained)[0]
+    x, y = datasets.load("digits", "train").arrays()
+    again = get("art-smoothing").build(model, **SHAPE, sigma=0.25, seed=0, **options).fit(x, y, epochs=1)
+    indices = [row["index"] for row in rows]
+    made = again.certify(datasets.load("digits", "test").arrays(indices)[0], indices=indices)
+    assert [(row["prediction"], row["radius"]) for row in rows] == [(c.prediction, c.radius) for c in made]
+    with pytest.raises(ValueError, match="`fit` must not be given for `crown`, which has no training of its own"):
+        compare.run(
+            comparison(compare.Entry(certifier="crown", checkpoint=trained, fit={"epochs": 1})), tmp_path / "other"
+        )
+
+
 def test_another_networks_ledger_is_not_continued(usual, trained, tmp_path):
     compare.run(comparison(entry(trained, "crown")), tmp_path)
     with pytest.raises(LedgerMismatch, match="tolerance"):
