@@ -20,6 +20,7 @@ GROUP = "art_rs_plugin.certifiers"
 _OURS = {
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
+    "lipschitz-margin": "lipschitz:LipschitzMargin",
 }
 """Name -> module of this package, and class: imported when first asked for."""
 
