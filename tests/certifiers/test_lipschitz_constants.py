@@ -171,8 +171,12 @@ class TestRefusals:
         last = np.linalg.norm(np.subtract(*head[2].weight.detach().numpy()))
         pair = float(certifier(model, (1, 7, 6), 2).pairs[0, 1])
         assert pair == pytest.approx(3 * last, rel=1e-9)
-        with pytest.raises(UnsupportedNetwork, match="got `mul` from"):
-            certifier(model, (1, 7, 6), 2, dense=0)
+        with_convolution = Wrapped(
+            lambda parts, x: parts[1](parts[0](x * torch.ones(3, 1, 1))), nn.ModuleList([nn.Conv2d(3, 3, 1), head])
+        )
+        for refused in (model, with_convolution):
+            with pytest.raises(UnsupportedNetwork, match="got `mul` from"):
+                certifier(refused, (1, 7, 6), 2, dense=0)
 
     def test_other_networks_and_options(self):
         linear = nn.Sequential(nn.Flatten(), nn.Linear(84, 3))
