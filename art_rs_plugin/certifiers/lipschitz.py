@@ -34,14 +34,14 @@ _MEANS = ("AvgPool2d", "AdaptiveAvgPool2d", "avg_pool2d", "adaptive_avg_pool2d")
 
 
 class LipschitzMargin(Certifier):
-    """Radius: margin over the Lipschitz constant of the margin, for the nearest class (Tsuzuku et al. 2018, Section 4).
+    """Radius: margin over the margin's Lipschitz constant, for the nearest class (Tsuzuku et al. 2018, Proposition 1).
 
     The constant is bounded from above by the norms of the network's affine maps, all of them upper bounds: an affine
     map multiplies it, a ReLU leaves it, a sum adds those of its terms. For two logits the rows of the last affine map
-    are subtracted first (their Proposition 2). Affine maps that follow each other are one matrix where that is small,
-    whose norm is at most the product of theirs; a convolution with a larger one is bounded by its Fourier transform,
-    after a neighbouring scaling of channels, as by batch normalisation, went into its kernel. All is computed in
-    float64 and rounded towards a smaller radius, and but once: an input costs a forward pass.
+    are subtracted first, as they do for a last layer that is linear. Affine maps that follow each other are one matrix
+    where that is small, whose norm is at most the product of theirs; a convolution with a larger one is bounded by its
+    Fourier transform, after a neighbouring scaling of channels, as by batch normalisation, went into its kernel. All is
+    computed in float64 and rounded towards a smaller radius, and but once: an input costs a forward pass.
 
     :param dense: Matrices of at most so many entries are made, to know their norms exactly; more is tighter and slower.
     :ivar pairs: Upper bounds on the Lipschitz constants of the differences of logits, `(classes, classes)`.

@@ -109,7 +109,8 @@ def trace(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = tor
     copied = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", dtype)
     shape = tuple(input_shape)
     try:
-        graph = fx.symbolic_trace(copied)
+        # into a layer that stands alone torch.fx would look
+        graph = fx.symbolic_trace(nn.Sequential(copied) if isinstance(copied, _AFFINE) else copied)
     except Exception as error:
         raise UnsupportedNetwork(
             f"the model must be one that torch.fx can trace, got {type(error).__name__}: {error}"

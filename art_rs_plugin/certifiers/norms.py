@@ -42,7 +42,7 @@ def spectral_norm(matrices: torch.Tensor, eigenvalues: int = _EIGENVALUES) -> fl
 
 
 def gram_iteration(matrix: torch.Tensor, iterations: int = 8) -> float:
-    """An upper bound on the largest singular value by Gram iteration (Delattre et al. 2023, Section 4).
+    """An upper bound on the largest singular value by Gram iteration (Delattre et al. 2023).
 
     With G_0 = A and G_{t+1} = G_t^H G_t the norm of A is that of G_t to the power 2^-t, and the Frobenius norm is no
     less than the norm, and at most the root of the rank times it: after t products the bound is above the norm by a

@@ -26,6 +26,11 @@ def certifier(model, shape=INPUT, classes=3, **options):
 class TestComposition:
     """By hand: what a chain of norms gives, and what folding saves."""
 
+    def test_a_layer_alone(self):
+        model = randomised(nn.Linear(6, 3))
+        weight = model.weight.detach().numpy()
+        assert float(certifier(model, (6,)).pairs[0, 1]) == pytest.approx(np.linalg.norm(weight[0] - weight[1]))
+
     def test_norms_are_multiplied_and_added(self):
         class Net(nn.Module):
             def __init__(self):
