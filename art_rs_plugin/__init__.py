@@ -17,6 +17,7 @@ _WHERE = {
     "ConsistencyTrainer": "art_rs_plugin.trainers",
     "Fixed": "art_rs_plugin.core.budgets",
     "GaussianAugmentationTrainer": "art_rs_plugin.trainers",
+    "LipschitzMarginTrainer": "art_rs_plugin.trainers",
     "Looks": "art_rs_plugin.core.budgets",
     "MACERTrainer": "art_rs_plugin.trainers",
     "Pilot": "art_rs_plugin.core.budgets",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from art_rs_plugin.trainers import CatRSTrainer as CatRSTrainer
     from art_rs_plugin.trainers import ConsistencyTrainer as ConsistencyTrainer
     from art_rs_plugin.trainers import GaussianAugmentationTrainer as GaussianAugmentationTrainer
+    from art_rs_plugin.trainers import LipschitzMarginTrainer as LipschitzMarginTrainer
     from art_rs_plugin.trainers import MACERTrainer as MACERTrainer
     from art_rs_plugin.trainers import SmoothAdvTrainer as SmoothAdvTrainer
     from art_rs_plugin.trainers import SmoothMixTrainer as SmoothMixTrainer

@@ -35,7 +35,7 @@ class Linear:
 def at(model, *, epoch=100, seed=1, evaluation=None):
     """A step of training, with the same random numbers whenever it is made."""
     chosen = evaluation or getattr(model, "evaluation", nullcontext)
-    return Step(model, chosen, Gaussian(SIGMA), stream(seed, Purpose.TRAINING, 1), epoch)
+    return Step(model, chosen, Gaussian(SIGMA), stream(seed, Purpose.TRAINING, 1), epoch, model)
 
 
 def make_batch():

@@ -29,6 +29,7 @@ _OURS = {
     "art-smoothmix": "art_smoothing:ArtSmoothMix",
     "crown": "crown:Crown",
     "fast-lin": "crown:FastLin",
+    "lipschitz-margin": "lipschitz:LipschitzMargin",
     "smoothing": "smoothing:Smoothing",
     "smoothing-lecuyer": "smoothing:SmoothingLecuyer",
     "smoothing-li": "smoothing:SmoothingLi",

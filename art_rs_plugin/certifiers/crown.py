@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from art_rs_plugin.certifiers.certifier import Certifier, largest, rows
-from art_rs_plugin.certifiers.network import Network, trace
+from art_rs_plugin.certifiers.network import Network, classifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import Certificate
 
@@ -48,7 +48,7 @@ class _LinearBounds(Certifier):
 
     @classmethod
     def build(cls, model: nn.Module, *, input_shape: Sequence[int], nb_classes: int, **options: Any) -> _LinearBounds:
-        return cls(trace(model, input_shape), **options)
+        return cls(classifier(model, input_shape, nb_classes), **options)
 
     @torch.no_grad()
     def certify(

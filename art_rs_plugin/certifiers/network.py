@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from art_rs_plugin.core import checks
+
 Map = Callable[[torch.Tensor], torch.Tensor]
 
 _AFFINE = (
@@ -44,12 +46,14 @@ class Affine:
     :ivar transpose: Of its linear part: coefficients `(m, *shape)` -> `(m, *shape before)`.
     :ivar constant: What it makes of zero, `shape`.
     :ivar module: The layer, if it is one.
+    :ivar name: Of the layer's class, or of the operation, as in "add" or "flatten".
     """
 
     apply: Map
     transpose: Map
     constant: torch.Tensor
     module: nn.Module | None
+    name: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,15 @@ class Network:
         return all(node.kind != "sum" for node in self.nodes)
 
 
+def classifier(model: nn.Module, input_shape: Sequence[int], nb_classes: int) -> Network:
+    """`trace(model, input_shape)`, if it has so many logits, and at least two; ValueError if not."""
+    classes = checks.whole("nb_classes", nb_classes, minimum=2)
+    network = trace(model, input_shape)
+    if network.nodes[-1].shape != (classes,):
+        raise ValueError(f"the model must have {classes} logits, got shape {network.nodes[-1].shape} for an input")
+    return network
+
+
 def trace(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Network:
     """`model` in evaluation mode as a network, in `dtype` and on the CPU; a copy: the model stays as it is.
 
@@ -108,7 +121,8 @@ def trace(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = tor
     copied = copy.deepcopy(model).eval().requires_grad_(False).to("cpu", dtype)
     shape = tuple(input_shape)
     try:
-        graph = fx.symbolic_trace(copied)
+        # into a layer that stands alone torch.fx would look
+        graph = fx.symbolic_trace(nn.Sequential(copied) if isinstance(copied, _AFFINE) else copied)
     except Exception as error:
         raise UnsupportedNetwork(
             f"the model must be one that torch.fx can trace, got {type(error).__name__}: {error}"
@@ -160,8 +174,12 @@ class _Tracer:
             return value
         if isinstance(module, nn.ReLU) and isinstance(value, _Value):
             return self._add(Node("relu", (value.position,), self._shape(value)))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is None:
+            raise UnsupportedNetwork(
+                f"batch normalisation must be by running statistics, lest inputs depend on each other, got `{name}`"
+            )
         if isinstance(module, _AFFINE) and isinstance(value, _Value):
-            return self._affine(value, module, module)
+            return self._affine(value, module, type(module).__name__, module)
         raise UnsupportedNetwork(f"a layer must be one of {_MODULES}, got `{name}` = {module}")
 
     def _call(self, node: fx.Node) -> Any:
@@ -176,7 +194,7 @@ class _Tracer:
         if name in ("size", "__len__", "len") or (node.target is getattr and arguments[1] == "shape"):
             return _batch_of(self._shape(values[0]), arguments[1:] if name == "size" else [])
         if name in _RESHAPES:
-            return self._affine(values[0], _reshape(name, arguments[1:], options))
+            return self._affine(values[0], _reshape(name, arguments[1:], options), name)
         if name == "dropout":
             return values[0]
         if name in _LINEAR:
@@ -184,6 +202,7 @@ class _Tracer:
             return self._affine(
                 values[0],
                 lambda x: function(x, *rest, **options) if callable(function) else getattr(x, name)(*rest, **options),
+                name,
             )
         if node.target in _ARITHMETIC and len(arguments) == 2 and not options:
             return self._arithmetic(_ARITHMETIC[node.target], *arguments)
@@ -198,17 +217,17 @@ class _Tracer:
     def _arithmetic(self, function: Callable[[Any, Any], Any], first: Any, second: Any) -> _Value:
         if isinstance(first, _Value) and isinstance(second, _Value):
             if function is operator.sub:
-                second, function = self._affine(second, lambda x: -x), operator.add
+                second, function = self._affine(second, lambda x: -x, "neg"), operator.add
             if function is not operator.add or self._shape(first) != self._shape(second):
                 raise UnsupportedNetwork(f"two values may be added if their shapes agree, got {function.__name__}")
             return self._add(Node("sum", (first.position, second.position), self._shape(first)))
         if isinstance(first, _Value):
-            return self._affine(first, lambda x: function(x, second))
+            return self._affine(first, lambda x: function(x, second), function.__name__)
         if function is operator.truediv:
             raise UnsupportedNetwork("an operation must be an affine map, a ReLU or a sum, got a division by a value")
-        return self._affine(second, lambda x: function(first, x))
+        return self._affine(second, lambda x: function(first, x), function.__name__)
 
-    def _affine(self, value: _Value, function: Map, module: nn.Module | None = None) -> _Value:
+    def _affine(self, value: _Value, function: Map, name: str, module: nn.Module | None = None) -> _Value:
         before = self._shape(value)
         zero = torch.zeros(1, *before, dtype=self._dtype)
         constant = function(zero)
@@ -218,7 +237,8 @@ class _Tracer:
             )
         transpose = _transpose(function, module, before)
         shape = tuple(constant.shape[1:])
-        return self._add(Node("affine", (value.position,), shape, Affine(function, transpose, constant[0], module)))
+        affine = Affine(function, transpose, constant[0], module, name)
+        return self._add(Node("affine", (value.position,), shape, affine))
 
     def _add(self, node: Node) -> _Value:
         self._made.append(node)

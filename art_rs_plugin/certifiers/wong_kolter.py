@@ -12,7 +12,7 @@ from torch import nn
 
 from art_rs_plugin.certifiers.certifier import Certifier, largest, rows
 from art_rs_plugin.certifiers.chain import Chain, chain_of
-from art_rs_plugin.certifiers.network import trace
+from art_rs_plugin.certifiers.network import classifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import Certificate
 
@@ -60,7 +60,7 @@ class WongKolter(Certifier):
             raise ImportError(
                 "`convex_adversarial` must be installed for wong-kolter: pip install 'art-rs-plugin[baselines]'"
             ) from error
-        return cls(chain_of(trace(model, input_shape)), input_shape=input_shape, **options)
+        return cls(chain_of(classifier(model, input_shape, nb_classes)), input_shape=input_shape, **options)
 
     @torch.no_grad()
     def certify(

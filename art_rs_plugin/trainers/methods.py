@@ -42,3 +42,9 @@ class CatRSTrainer(SmoothedTrainer):
     """Train by `training.CatRS` (Jeong et al. 2023)."""
 
     method = training.CatRS
+
+
+class LipschitzMarginTrainer(SmoothedTrainer):
+    """Train by `training.LipschitzMargin` (Tsuzuku et al. 2018), which makes f robust, and g only with `noisy=True`."""
+
+    method = training.LipschitzMargin

@@ -12,6 +12,7 @@ from art_rs_plugin.training.cat_rs import CatRS
 from art_rs_plugin.training.checkpoint import Epoch, read_checkpoint
 from art_rs_plugin.training.consistency import Consistency
 from art_rs_plugin.training.gaussian import GaussianAugmentation
+from art_rs_plugin.training.lmt import LipschitzMargin
 from art_rs_plugin.training.loop import train
 from art_rs_plugin.training.macer import MACER
 from art_rs_plugin.training.objectives import Objective, Outcome, Step
@@ -22,7 +23,7 @@ from art_rs_plugin.training.stability import Stability
 # each entry takes the method's own options by keyword and gives the objective that `train` wants
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     objective.name: objective
-    for objective in (GaussianAugmentation, Stability, SmoothAdv, MACER, Consistency, SmoothMix, CatRS)
+    for objective in (GaussianAugmentation, Stability, SmoothAdv, MACER, Consistency, SmoothMix, CatRS, LipschitzMargin)
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Consistency",
     "Epoch",
     "GaussianAugmentation",
+    "LipschitzMargin",
     "Objective",
     "Outcome",
     "SmoothAdv",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +21,8 @@ from art_rs_plugin.layout import weights_with_channels_last
 from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
-from art_rs_plugin.training.objectives import Objective, Outcome, Step
+from art_rs_plugin.training.objectives import Objective, Step
+from art_rs_plugin.training.tally import Tally
 from art_rs_plugin.votes import Forward, mode
 
 Batches = Callable[[int], Iterable[Any]]
@@ -162,7 +162,7 @@ class _Run:
 
     def at_hand(self, epoch: int) -> Step:
         evaluation = partial(mode, self.model, training=False)
-        return Step(self.forward, evaluation, self.noise, self.generator, epoch)
+        return Step(self.forward, evaluation, self.noise, self.generator, epoch, self.model)
 
     def lay_out(self, x: torch.Tensor) -> None:
         """Lay out weights with channels last until the run ends, if there are convolutions and the model runs so."""
@@ -183,7 +183,7 @@ class _Run:
     def epoch(self, number: int, batches: Iterable[Any], title: str, progress: bool) -> Epoch:
         from tqdm import tqdm
 
-        tally = _Tally(number, STEPS_PER_LOOK.get(self.device.type, STEPS_PER_LOOK_ELSEWHERE))
+        tally = Tally(number, STEPS_PER_LOOK.get(self.device.type, STEPS_PER_LOOK_ELSEWHERE))
         lr = float(self.optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
         self.model.train()
@@ -216,42 +216,6 @@ class _Run:
             lr=lr,
             seconds=time.perf_counter() - start,
         )
-
-
-@dataclass
-class _Tally:
-    """Sums over an epoch. Outcomes stay on their device until a look, which finds the first bad loss and its step."""
-
-    epoch: int
-    steps_per_look: int
-    loss: float = 0.0
-    correct: float = 0.0
-    samples: int = 0
-    steps: int = 0
-    waiting: list[tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=list)
-
-    def add(self, outcome: Outcome, samples: int) -> bool:
-        """Whether the sums were brought up to date."""
-        if outcome.loss.ndim:
-            raise ValueError(f"the objective's loss must be a scalar, got shape {tuple(outcome.loss.shape)}")
-        self.waiting.append((outcome.loss.detach(), outcome.correct, samples))
-        if len(self.waiting) < self.steps_per_look:
-            return False
-        self.look()
-        return True
-
-    def look(self) -> None:
-        if not self.waiting:
-            return
-        losses, corrects, samples = zip(*self.waiting, strict=True)
-        self.waiting.clear()
-        for loss, number in zip(torch.stack(losses).tolist(), samples, strict=True):
-            self.steps += 1
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} in epoch {self.epoch}, step {self.steps}")
-            self.loss += loss * number
-        self.correct += float(torch.stack(corrects).sum())
-        self.samples += sum(samples)
 
 
 def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) -> dict[str, Any]:

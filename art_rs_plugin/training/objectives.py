@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.noise import Gaussian
@@ -20,7 +21,7 @@ class Outcome(NamedTuple):
     """What an objective makes of a batch: scalars on the batch's device."""
 
     loss: torch.Tensor  # to be minimised; mean over the batch
-    correct: torch.Tensor  # right answers on noisy samples; where a method draws m copies of each, a mean over copies
+    correct: torch.Tensor  # right answers on what is trained on, noisy samples; of m copies of each, a mean over copies
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Step:
     :param noise: What the smoothed classifier is smoothed by.
     :param generator: All random numbers come from it; a new stream at every step.
     :param epoch: Counted from 1 at the start of the run.
+    :param model: What is trained, for what depends on its weights beside its outputs; `forward` may be more than it.
     """
 
     forward: Forward
@@ -40,6 +42,7 @@ class Step:
     noise: Gaussian
     generator: torch.Generator
     epoch: int
+    model: nn.Module
 
     def draw(self, x: torch.Tensor, count: int = 1) -> torch.Tensor:
         """Fresh noise for each sample of `x` `(n, *shape)`, in its unit: `(n, count, *shape)`, images channels last."""

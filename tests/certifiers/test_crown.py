@@ -236,6 +236,15 @@ def test_bad_input_is_named(x, y, indices, said):
         build("crown", conv(), (1, 8, 8)).certify(x, y, indices=indices)
 
 
+@pytest.mark.parametrize("name", ["crown", "fast-lin", "wong-kolter", "lipschitz-margin"])
+@pytest.mark.parametrize(
+    ("nb_classes", "said"), [(4, "must have 4 logits, got shape"), (1, "`nb_classes` must be at least 2")]
+)
+def test_a_network_of_another_number_of_classes_is_refused(name, nb_classes, said):
+    with pytest.raises(ValueError, match=said):
+        get(name).build(mlp(12, 8, 1), input_shape=(3, 4), nb_classes=nb_classes)
+
+
 def test_a_network_with_other_layers_is_refused():
     with pytest.raises(UnsupportedNetwork, match="got `0` = MaxPool2d"):
         build("crown", nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 4)), (1, 8, 8))

@@ -23,6 +23,7 @@ OF_F = {
     "crown": [{"norm": 2}, {"norm": math.inf}],
     "fast-lin": [{"norm": 2}, {"norm": math.inf}],
     "wong-kolter": [{"norm": 2}, {"norm": math.inf}],
+    "lipschitz-margin": [{}],
     "art-deepz": [{}],
     "art-ibp": [{}],
 }

@@ -29,11 +29,10 @@ def test_every_method_has_a_trainer_that_is_public():
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_trainer_trains_by_its_method(name):
-    trained = estimator()
-    history = TRAINERS[name](trained, nb_epochs=2, batch_size=16, draws=2) if name != "stability" else None
-    history = (history or TRAINERS[name](trained, nb_epochs=2, batch_size=16)).fit(X, Y)
-    other = estimator()
-    objective = OBJECTIVES[name](**({} if name == "stability" else {"draws": 2}))
+    trained, other = estimator(), estimator()
+    options = {} if name in ("stability", "lmt") else {"draws": 2}
+    history = TRAINERS[name](trained, nb_epochs=2, batch_size=16, **options).fit(X, Y)
+    objective = OBJECTIVES[name](**options)
     expected = train(
         other.model,
         loader_batches((torch.from_numpy(X), torch.from_numpy(Y)), 16, 5),

@@ -93,7 +93,7 @@ def test_gaussian_objective_is_the_cross_entropy_on_noisy_samples():
     model = nn.Linear(4, 3)
     x, y = torch.rand(10, 4), torch.arange(10) % 3
     noise = Gaussian(SIGMA)
-    step = lambda: Step(model, nullcontext, noise, stream(1, Purpose.TRAINING, 1), 1)  # noqa: E731
+    step = lambda: Step(model, nullcontext, noise, stream(1, Purpose.TRAINING, 1), 1, model)  # noqa: E731
     loss, correct = OBJECTIVES["gaussian"]()(step(), x, y)
     noisy = x + noise.fill_(torch.empty(10, 4), stream(1, Purpose.TRAINING, 1))
     logits = model(noisy).detach().double().numpy()
@@ -113,6 +113,7 @@ GENTLE = {
     "consistency": {"weight": 1.0},
     "smoothmix": {"weight": 1.0, "steps": 2, "draws": 2},
     "cat-rs": {"weight": 0.2, "steps": 2, "draws": 2},
+    "lmt": {"margin": 0.05, "noisy": True},
 }
 
 
