@@ -131,7 +131,7 @@ def trace(model: nn.Module, input_shape: Sequence[int], dtype: torch.dtype = tor
         network = Network(_Tracer(graph, shape, dtype).nodes(), dtype)
         x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
         theirs, ours = copied(x), network(x)
-    if ours.ndim != 2 or theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-6):
+    if ours.ndim != 2 or theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-5):
         raise UnsupportedNetwork(f"the traced network must have the model's logits, got others for {model}")
     return network
 
