@@ -13,23 +13,21 @@ from torch import nn
 
 from art_rs_plugin.certifiers.certifier import Certifier, largest, rows
 from art_rs_plugin.certifiers.linear_bounds import LinearBounds
-from art_rs_plugin.certifiers.network import Network, classifier, trace
+from art_rs_plugin.certifiers.network import Network, classifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import Certificate
 
 # Margins below this share of the largest value in the network prove nothing: f itself is computed in float32.
 _ROUNDING = 1e-6
-_STEP = 1e-4  # a small radius
+_STEP = 1e-6  # a small radius
 
 
 class _ByLinearBounds(Certifier):
     """Certifies the network's own predictions by linear bounds on the margins, see the certifiers below.
 
-    The ball is not cut at the edges of the data's range. The radius is sought in float32 and proved in float64, with
-    room for the rounding of a network that is computed in float32.
+    The ball is not cut at the edges of the data's range. Bounds are computed in float64, and leave room for the
+    rounding of a network that is computed in float32.
 
-    :param network: In float64.
-    :param rough: The same in float32.
     :param norm: Of the ball, 2 or inf.
     :param tolerance: The radius is at most about so much, as a share, below one at which the bounds prove nothing.
     """
@@ -37,16 +35,14 @@ class _ByLinearBounds(Certifier):
     certifies: ClassVar[Literal["f", "g"]] = "f"
     adaptive: ClassVar[tuple[bool, ...]]  # whether lower lines adapt; of several ways the best counts
 
-    def __init__(self, network: Network, rough: Network, norm: float = 2.0, tolerance: float = 1e-3) -> None:
+    def __init__(self, network: Network, norm: float = 2.0, tolerance: float = 1e-3) -> None:
         self.norm: float = checks.one_of("norm", norm, (2, math.inf))
         self.tolerance = checks.positive("tolerance", tolerance)
-        self.network, self.rough = network, rough
-        self.exact, self.search = LinearBounds(network, float(norm)), LinearBounds(rough, float(norm))
+        self.network, self.bounds = network, LinearBounds(network, float(norm))
 
     @classmethod
     def build(cls, model: nn.Module, *, input_shape: Sequence[int], nb_classes: int, **options: Any) -> _ByLinearBounds:
-        network = classifier(model, input_shape, nb_classes)
-        return cls(network, trace(model, input_shape, torch.float32), **options)
+        return cls(classifier(model, input_shape, nb_classes), **options)
 
     @torch.no_grad()
     def certify(
@@ -57,36 +53,30 @@ class _ByLinearBounds(Certifier):
         for image, label, index in zip(torch.from_numpy(inputs), known, names, strict=True):
             values = self.network.values(image.unsqueeze(0))
             prediction = int(values[-1].argmax())
-            radius = self._radius(image, values, prediction) if label in (None, prediction) else 0.0
+            radius = self._radius(values, prediction) if label in (None, prediction) else 0.0
             made.append(
                 Certificate(prediction=prediction, radius=radius, index=index, norm=self.norm, certifies="f", alpha=0.0)
             )
         return made
 
-    def _radius(self, image: torch.Tensor, values: list[torch.Tensor], prediction: int) -> float:
+    def _radius(self, values: list[torch.Tensor], prediction: int) -> float:
         needed = _ROUNDING * max(float(value.abs().max()) for value in values)
         first, second = values[-1][0].topk(2).values.tolist()
         if first - second <= needed:
             return 0.0
-        roughly = self.rough.values(image.unsqueeze(0))
 
         def beyond(adaptive: bool, eps: float) -> float:
-            return self.search.margin(roughly, eps, prediction, adaptive) - needed
+            return self.bounds.margin(values, eps, prediction, adaptive) - needed
 
-        # where the margin would end if it fell everywhere as it does at the centre: bounds end somewhat before
+        # bounds end some way before the margin would if it fell everywhere as it does at the centre
         slope = (first - second - beyond(self.adaptive[0], _STEP)) / _STEP
-        start = max((first - second) / slope / 2, _STEP) if slope > 0 else 1.0
-        radius, best = 0.0, self.adaptive[0]
+        start = max((first - second) / slope / 6, _STEP) if slope > 0 else 1.0
+        radius = 0.0
         for adaptive in self.adaptive:
             margin, at = partial(beyond, adaptive), radius * (1 + self.tolerance) or start
             if not radius or margin(at) > 0:
-                found = largest(margin, start=at, tolerance=self.tolerance)
-                radius, best = (found, adaptive) if found > radius else (radius, best)
-        for _ in range(50):
-            if self.exact.margin(values, radius, prediction, best) > needed:
-                return radius
-            radius *= 1 - self.tolerance / 4
-        return 0.0
+                radius = max(radius, largest(margin, start=at, tolerance=self.tolerance))
+        return radius
 
 
 class FastLin(_ByLinearBounds):
