@@ -44,6 +44,7 @@ class LinearBounds:
                 else:
                     low, high = ball.range(before, self._rows[before])
                 ball.lines[position] = _lines(low, high, adaptive)
+                ball.ranges[position] = low.clamp_min(0.0), high.clamp_min(0.0)
         classes = self.network.nodes[-1].shape[0]
         others = [label for label in range(classes) if label != prediction]
         margins = -torch.eye(classes, dtype=self.network.dtype)[others]
@@ -116,6 +117,7 @@ class _Ball:
         self._scratch = scratch  # zeros, by the length of a row: fresh ones take longer than what is done with them
         self._dual = 1.0 if norm == math.inf else 2.0
         self.lines: dict[int, _Lines] = {}  # by the ReLU's position
+        self.ranges: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of what it makes
 
     def range_of_affine(self, position: int, norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Least and greatest values of an affine function of the input whose rows have these dual norms."""
@@ -123,12 +125,27 @@ class _Ball:
         return centre - self._eps * norms, centre + self._eps * norms
 
     def range(self, position: int, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bounds from below and above of every entry of a value, `shape` each."""
+        """Bounds from below and above of every entry of a value, `shape` each, from its rows further down.
+
+        Entries whose sign follows from the ranges of what they are made of keep the bounds that those give: the line
+        of a ReLU with a known sign does not depend on more.
+        """
         shape = self._network.nodes[position].shape
-        low, high = (
-            torch.cat([self._bound_rows(part, upper) for part in self._parts(rows)]) for upper in (False, True)
-        )
+        low, high = self._interval(rows)
+        open_ = ((low < 0) & (high > 0)).nonzero().flatten()
+        some = _Rows(rows.position, *(tensor[open_] for tensor in rows[1:]))
+        for bounds, upper in ((low, False), (high, True)):
+            parts = [self._bound_rows(part, upper) for part in self._parts(some)]
+            bounds[open_] = torch.cat(parts) if parts else bounds[open_]
         return low.view(shape), high.view(shape)
+
+    def _interval(self, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bounds of the rows from the ranges of what the ReLU makes that they are of; none if they are of another node."""
+        if rows.position not in self.ranges:
+            return torch.full_like(rows.total, -math.inf), torch.full_like(rows.total, math.inf)
+        low, high = (ends.flatten()[rows.entries] for ends in self.ranges[rows.position])
+        above, below = rows.coefficients.clamp_min(0.0), rows.coefficients.clamp_max(0.0)
+        return rows.total + (above * low + below * high).sum(1), rows.total + (above * high + below * low).sum(1)
 
     def _parts(self, rows: _Rows) -> Iterator[_Rows]:
         most = max(math.prod(node.shape) for node in self._network.nodes[: rows.position + 1])
