@@ -140,7 +140,7 @@ class _Ball:
         return low.view(shape), high.view(shape)
 
     def _interval(self, rows: _Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Bounds of the rows from the ranges of what the ReLU makes that they are of; none if they are of another node."""
+        """Bounds of the rows from the ranges of what they are made of; none if that is no ReLU's."""
         if rows.position not in self.ranges:
             return torch.full_like(rows.total, -math.inf), torch.full_like(rows.total, math.inf)
         low, high = (ends.flatten()[rows.entries] for ends in self.ranges[rows.position])

@@ -12,7 +12,7 @@ from torch import nn
 
 from art_rs_plugin.certifiers.certifier import Certifier, largest, rows
 from art_rs_plugin.certifiers.chain import Chain, chain_of
-from art_rs_plugin.certifiers.network import classifier
+from art_rs_plugin.certifiers.network import UnsupportedNetwork, classifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import Certificate
 
@@ -47,11 +47,13 @@ class WongKolter(Certifier):
         if len(chain.shape) > 1:
             layers.insert(first, nn.Flatten())
         self._network = nn.Sequential(*layers).double()
+        self._check_convolutions()
 
     @classmethod
     def build(cls, model: nn.Module, *, input_shape: Sequence[int], nb_classes: int, **options: Any) -> WongKolter:
         """As `Certifier.build`; options as above.
 
+        :raises UnsupportedNetwork: The network is no such chain, or a convolution's stride does not reach its last row.
         :raises ImportError: `convex_adversarial` is not installed.
         """
         try:
@@ -61,6 +63,19 @@ class WongKolter(Certifier):
                 "`convex_adversarial` must be installed for wong-kolter: pip install 'art-rs-plugin[baselines]'"
             ) from error
         return cls(chain_of(classifier(model, input_shape, nb_classes)), input_shape=input_shape, **options)
+
+    def _check_convolutions(self) -> None:
+        """`convex_adversarial` transposes a convolution without knowing how large its input was."""
+        x = torch.zeros(1, *self._chain.shape, dtype=torch.float64)
+        for layer in self._network:
+            before, x = x, layer(x)
+            if isinstance(layer, nn.Conv2d):
+                back = nn.functional.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding)  # type: ignore[arg-type]
+                if layer.dilation != (1, 1) or back.shape != before.shape:
+                    raise UnsupportedNetwork(
+                        "convex_adversarial takes convolutions without dilation whose strides leave nothing over, "
+                        f"got {layer} for {tuple(before.shape[1:])}"
+                    )
 
     @torch.no_grad()
     def certify(

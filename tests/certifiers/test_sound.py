@@ -12,6 +12,7 @@ from torch import nn
 from art_rs_plugin import ABSTAIN, RandomizedSmoothingPyTorch, SmoothedPGD
 from art_rs_plugin.certifiers import Certifier, available, get
 from art_rs_plugin.core.certificate import Certificate, predict_from_counts
+from art_rs_plugin.experiments.models import Normalize
 from art_rs_plugin.noise import Purpose
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,10 @@ def cases(table):
 @pytest.fixture(scope="module")
 def trained():
     """A convolutional network, trained under noise."""
-    model = digit_networks.cnn()
+    torch.manual_seed(0)
+    first = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+    second = nn.Conv2d(6, 8, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)
+    model = nn.Sequential(Normalize(1, [0.3], [0.37]), *first, *second)
     x, y = digit_networks.digits("train", 1_000)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     RandomizedSmoothingPyTorch(model, SIGMA, optimizer=optimizer, seed=0, device_type="cpu").fit(x, y, nb_epochs=8)

@@ -67,6 +67,11 @@ def test_what_is_missing_or_unfit_is_named(monkeypatch):
         get("wong-kolter").build(
             models.build("resnet20", input_shape=(1, 16, 16), nb_classes=3), input_shape=(1, 16, 16), nb_classes=3
         )
+    for layer in (nn.Conv2d(1, 2, 3, stride=2), nn.Conv2d(1, 2, 3, dilation=2)):
+        model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+        model(torch.zeros(1, 1, 8, 8))
+        with pytest.raises(UnsupportedNetwork, match=r"leave nothing over, got Conv2d\(1, 2, .* for \(1, 8, 8\)"):
+            get("wong-kolter").build(model, input_shape=(1, 8, 8), nb_classes=3)
     with pytest.raises(ValueError, match="`norm` must be one of 2, inf, got 1"):
         get("wong-kolter").build(mlp(), input_shape=(1, 8, 8), nb_classes=5, norm=1)
     real = builtins.__import__
