@@ -70,7 +70,8 @@ class AttackBound(UpperBound):
     def distances(self, x: ArrayLike, y: ArrayLike, *, indices: Sequence[int] | None = None) -> NDArray[np.float64]:
         """As `UpperBound.distances`; what is found on g follows from the seed, the input and its index."""
         inputs, labels, names = rows(x, self._shape, y, indices)
-        assert labels is not None
+        if labels is None:
+            raise ValueError("`y` must be given: an attack leads away from a label; got None")
         right = ~self._fooled(inputs, inputs, labels, names, clean=True)
         found = np.where(right, np.inf, 0.0)
         for radius in self.radii:

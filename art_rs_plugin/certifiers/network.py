@@ -97,11 +97,6 @@ class Network:
         """Logits `(m, classes)`."""
         return self.values(x)[-1]
 
-    @property
-    def chain(self) -> bool:
-        """Whether there are no sums: every value is of the one before."""
-        return all(node.kind != "sum" for node in self.nodes)
-
 
 def classifier(model: nn.Module, input_shape: Sequence[int], nb_classes: int) -> Network:
     """`trace(model, input_shape)`, if it has so many logits, and at least two; ValueError if not."""

@@ -179,6 +179,5 @@ def test_math_of_the_shapes():
     network = trace(resnet()[0], (3, 16, 16))
     assert network.nodes[0].shape == (3, 16, 16)
     assert network.nodes[-1].shape == (10,)
-    assert not network.chain
     assert sum(node.kind == "sum" for node in network.nodes) == 9
     assert all(math.prod(node.shape) > 0 for node in network.nodes)

@@ -110,6 +110,8 @@ class TestAttackBound:
             get("attack-bound").build(plane(), **SHAPE, radii=[1.0], norm=1)
         with pytest.raises(ValueError, match="`radii` must be a finite number above 0, got -1"):
             get("attack-bound").build(plane(), **SHAPE, radii=[-1.0])
+        with pytest.raises(ValueError, match="`y` must be given"):
+            get("attack-bound").build(plane(), **SHAPE, radii=[1.0]).distances(X, None)
 
 
 def test_radius_is_the_margin_but_for_the_bound():
