@@ -78,20 +78,28 @@ class Smoothing(Certifier):
         return [self.bounded(certificate) for certificate in made]
 
     def bounded(self, certificate: VoteCertificate) -> VoteCertificate:
+        """The certificate that the same bounds on p_A and p_B give by this certifier's radius; here as it is."""
+        return certificate
+
+
+class _PriorRadius(Smoothing):
+    """Smoothing with a radius from before Theorem 1, for Gaussian noise."""
+
+    def bounded(self, certificate: VoteCertificate) -> VoteCertificate:
         """The certificate that the same bounds on p_A and p_B give by this certifier's radius."""
         formula = RADII[self.radius]
         radius = float(formula(certificate.p_lower, certificate.p_upper, sigma=self.estimator.sigma))
         return replace(certificate, prediction=certificate.selected if radius > 0 else ABSTAIN, radius=radius)
 
 
-class SmoothingLecuyer(Smoothing):
+class SmoothingLecuyer(_PriorRadius):
     """The same votes with the radius of Lecuyer et al. 2019 (Cohen et al. 2019, Appendix I, eq. 31)."""
 
     name: ClassVar[str] = "smoothing-lecuyer"
     radius: ClassVar[str] = "lecuyer"
 
 
-class SmoothingLi(Smoothing):
+class SmoothingLi(_PriorRadius):
     """The same votes with the radius of Li et al. 2019 (Cohen et al. 2019, Appendix I, eq. 38)."""
 
     name: ClassVar[str] = "smoothing-li"

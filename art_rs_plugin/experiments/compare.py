@@ -153,7 +153,7 @@ def run(
             if on_row is not None:
                 on_row(label, done, len(indices))
 
-        drawn = repr((str(entry.checkpoint), sorted(options.items(), key=str)))
+        drawn = repr((str(entry.checkpoint), entry.model, sorted(options.items(), key=str)))
         with Ledger.open(path, header) as ledger:
             missing = [index for index in indices if index not in ledger.done]
             done = len(indices) - len(missing)
