@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from art_rs_plugin import certifiers
-from art_rs_plugin.experiments import datasets
+from art_rs_plugin.experiments import datasets, models
+from art_rs_plugin.experiments.checkpoints import load_weights
 
 ALLOWED = 0.5  # seconds an input, of CROWN
 AGREE = 1e-3
@@ -35,10 +35,9 @@ CASES = [
 
 def network(weights):
     torch.manual_seed(0)
-    layers = nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
+    model = models.build("wong-kolter", input_shape=(1, 28, 28), nb_classes=10)
     if weights is not None:
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        load_weights(model, weights)
     return model.eval()
 
 

@@ -104,7 +104,9 @@ def test_the_example_of_attack_agrees_with_its_ledger(folder: Path) -> None:
 
 def test_the_example_of_compare_has_a_row_for_each_certifier(folder: Path) -> None:
     lines = (folder / "compare.txt").read_text().splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("|")][2:] == ["smoothing", "smoothing-li", "crown"]
+    rows = [line.split()[1] for line in lines if line.startswith("|")]
+    assert rows[2:5] == ["smoothing", "smoothing-li", "crown"]
+    assert rows[5] == "leads"  # and where the curves cross
     assert {path.name for path in (folder / "compared").iterdir()} >= {"smoothing.jsonl", "compare.csv", "compare.svg"}
 
 
@@ -227,7 +229,7 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         (f"{CERTIFY} --sigma -1", "`sigma` must be a finite number above 0, got -1.0"),
         (f"{CERTIFY} --max 0", "`max` must be at least 1, got 0"),
         (f"{CERTIFY} --radii 0,x", "`--radii` must be numbers separated by commas, got '0,x'"),
-        (f"{CERTIFY} --model mlp", "`--model` must not be given for a checkpoint that says it"),
+        (f"{CERTIFY} --model mlp", "`model` must not be given for a checkpoint that says it"),
         ("train --data digits --model mlp --sigma 0.25 --epochs 6 --lr 0.05 --out runs/digits", "model is 'small-cnn'"),
         ("certify --checkpoint nowhere --data digits --out x.jsonl", "`nowhere` does not exist"),
         ("certify --checkpoint runs/digits --data cats --out x.jsonl", "must be one of 'digits'"),

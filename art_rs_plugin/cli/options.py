@@ -56,7 +56,9 @@ Checkpoint = Annotated[
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option(help="small-cnn, lenet, mlp, resnet20, resnet110, resnet50, or your own module:factory."),
+    typer.Option(
+        help="small-cnn, lenet, mlp, mlp-7x1024, wong-kolter, resnet20, resnet110, resnet50; your own module:factory."
+    ),
 ]
 Most = Annotated[int | None, typer.Option("--max", help="Only so many images.")]
 Every = Annotated[int, typer.Option(help="Only every k-th image.")]

@@ -51,9 +51,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(help="Data set: digits (embedded), mnist, cifar10, svhn, imagenet, imagefolder.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="small-cnn, lenet, mlp, resnet20, resnet110, resnet50, module:factory.")
-    ] = None,
+    model: options.ModelName = None,
     recipe: Annotated[
         str | None, typer.Option(help="What is not given here: a name that --list-methods prints, or a TOML file.")
     ] = None,

@@ -125,7 +125,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill `model` in place with weights that others saved: .safetensors, or else a pickle (.pth, .th, .pt, .tar).
 
     A pickle is read with `weights_only=True` and no other way. The state_dict is bare or lies under "state_dict" or
-    "model". Names are taken without "module.", and with "fc." for "linear.". A file may leave out the `Normalize` of a
+    "model"; of a list there, a cascade as Wong et al. 2018 publish them, it is the first, which sees every image. Names
+    are taken without "module.", and with "fc." for "linear.". A file may leave out the `Normalize` of a
     model from `models.build`, which then keeps its own mean and deviation, and may number network and normalisation as
     Cohen et al. do: "1." and, where their file holds them, "0.means" and "0.sds".
 
@@ -203,6 +204,8 @@ def _read_pickle(path: Path) -> Tensors:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+        elif isinstance(content, Mapping) and isinstance(content.get(key), list) and content[key]:
+            content = content[key][0]
     if not isinstance(content, Mapping):
         content = {"file": content}
     for name, value in content.items():

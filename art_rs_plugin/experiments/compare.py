@@ -6,7 +6,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Entry:
     """A certifier and the network that it is given.
 
     :param certifier: A name in `certifiers.available()`.
-    :param checkpoint: Folder that `art-rs train` wrote, or a file of weights with `model`, the name of a network.
+    :param checkpoint: Folder that `art-rs train` wrote, or a file of weights with `model`, the name of a network, and
+        with `mean` and `std` if they are not the data set's.
     :param label: In tables, in the legend, and the name of its ledger.
     :param fit: Options of the certifier's own training, such as `{"epochs": 10}`, on the training images; without, the
         network is certified as it is.
@@ -48,6 +49,8 @@ class Entry:
     certifier: str
     checkpoint: Path
     model: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     label: str = ""
     fit: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -153,7 +156,7 @@ def run(
             if on_row is not None:
                 on_row(label, done, len(indices))
 
-        drawn = repr((str(entry.checkpoint), entry.model, sorted(options.items(), key=str)))
+        drawn = repr((checkpoints.model_hash(model), entry.model, sorted(options.items(), key=str)))
         with Ledger.open(path, header) as ledger:
             missing = [index for index in indices if index not in ledger.done]
             done = len(indices) - len(missing)
@@ -182,7 +185,7 @@ def _built(
     entry: Entry, comparison: Comparison, data: DataSet
 ) -> tuple[Certifier | UpperBound, nn.Module, dict[str, Any]]:
     """The certifier of an entry, its network, and the options that it was built with."""
-    model, sigma = runs.open_network(entry.checkpoint, data, entry.model)
+    model, sigma = runs.open_network(entry.checkpoint, data, entry.model, mean=entry.mean, std=entry.std)
     kind = certifiers.get(entry.certifier)
     taken = {**inspect.signature(kind.__init__).parameters, **inspect.signature(kind.build).parameters}
     usual = {"sigma": sigma, "seed": comparison.seed, "radii": list(comparison.radii)}

@@ -6,6 +6,7 @@ To add one: write a function of (input_shape, nb_classes) that returns the netwo
 from __future__ import annotations
 
 import importlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,34 @@ def _mlp(*, input_shape: Shape, nb_classes: int) -> nn.Module:
     )
 
 
+def _mlp_7x1024(*, input_shape: Shape, nb_classes: int) -> nn.Module:
+    """Seven layers, six of them of 1 024, as Zhang et al. 2018 certify on CIFAR-10 by CROWN."""
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+    inputs = math.prod(input_shape)
+    for number in range(1, 7):
+        layers |= {f"fc{number}": nn.Linear(inputs, 1024), f"relu{number}": nn.ReLU()}
+        inputs = 1024
+    return _sequence(**layers, fc7=nn.Linear(inputs, nb_classes))
+
+
+def _wong_kolter(*, input_shape: Shape, nb_classes: int) -> nn.Module:
+    """The small network of Wong et al. 2018, its layers numbered as in the files that they published."""
+    channels, height, width = input_shape
+    left = (height // 4) * (width // 4)  # each convolution halves, rounding down
+    return _initialise(
+        nn.Sequential(
+            nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * left, 100),
+            nn.ReLU(),
+            nn.Linear(100, nb_classes),
+        )
+    )
+
+
 def _sequence(**layers: nn.Module) -> nn.Module:
     return _initialise(nn.Sequential(OrderedDict(layers)))
 
@@ -204,6 +233,8 @@ MODELS: dict[str, Architecture] = {
     "small-cnn": Architecture(_small_cnn),
     "lenet": Architecture(_lenet, smallest=16),
     "mlp": Architecture(_mlp),
+    "mlp-7x1024": Architecture(_mlp_7x1024),
+    "wong-kolter": Architecture(_wong_kolter, smallest=4),
     "resnet20": Architecture(partial(_cifar_resnet, depth=20, projection=False), smallest=16),
     "resnet110": Architecture(partial(_cifar_resnet, depth=110, projection=True), smallest=16),
     "resnet50": Architecture(_resnet50, smallest=32),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,27 @@ Progress = Callable[[Row, int, int], object]
 """Called with each row once it is in the ledger, how many are, and how many will be."""
 
 
-def open_network(path: Path, data: DataSet, model_name: str | None = None) -> tuple[torch.nn.Module, float | None]:
+def open_network(
+    path: Path,
+    data: DataSet,
+    model_name: str | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[torch.nn.Module, float | None]:
     """The network of a checkpoint folder, with the sigma it was trained at; or somebody's weights in `model_name`.
 
-    :param data: The images it is for: weights from elsewhere get their shape, classes, mean and deviation.
-    :raises ValueError: `model_name` is missing for a file of weights, or given for a checkpoint, which says it.
+    :param data: The images it is for: weights from elsewhere get their shape and classes, and, unless they hold their
+        own, `mean` and `std`, which are those of `data` if not given.
+    :raises ValueError: `model_name` is missing for a file of weights, or given for a checkpoint, which says it, as are
+        `mean` and `std`.
     """
     if not path.exists():
         raise FileNotFoundError(f"checkpoint `{path}` does not exist")
     if path.is_dir():
-        if model_name is not None:
-            raise ValueError(f"`--model` must not be given for a checkpoint that says it: {path}")
+        for name, given in (("model", model_name), ("mean", mean), ("std", std)):
+            if given is not None:
+                raise ValueError(f"`{name}` must not be given for a checkpoint that says it, got {given!r} for {path}")
         model, about = checkpoints.load_checkpoint(path)
         theirs = tuple(about["architecture"]["input_shape"]), about["architecture"]["nb_classes"]
         if theirs != (data.input_shape, data.nb_classes):
@@ -48,7 +58,11 @@ def open_network(path: Path, data: DataSet, model_name: str | None = None) -> tu
     if model_name is None:
         raise ValueError(f"`--model` must be given for weights that do not say theirs: {path}")
     network = models.build(
-        model_name, input_shape=data.input_shape, nb_classes=data.nb_classes, mean=data.mean, std=data.std
+        model_name,
+        input_shape=data.input_shape,
+        nb_classes=data.nb_classes,
+        mean=data.mean if mean is None else mean,
+        std=data.std if std is None else std,
     )
     checkpoints.load_weights(network, path)
     return network, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
@@ -90,6 +92,41 @@ def table(frames: Mapping[str, pd.DataFrame], radii: Sequence[float], norm: floa
     return pd.DataFrame(made)
 
 
+def crossings(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Where curves of certified accuracy cross: of each certifier of g beside each of f, who leads, and where.
+
+    A row is an interval of radii, its end included, over which `leads` certifies more of the images than `trails`:
+    `from` 0 it includes 0. Where neither does, there is no row. Both curves are step functions, and this is exact.
+
+    :return: Columns `leads`, `trails`, `from`, `to`; a pair's rows stand together, ascending.
+    """
+    certified = {label: frame for label, frame in frames.items() if frame.attrs["header"]["kind"] == "certify"}
+    of = {label: frame.attrs["header"]["certifier"]["certifies"] for label, frame in certified.items()}
+    made = []
+    for smooth, base in itertools.product(certified, certified):
+        if (of[smooth], of[base]) == ("g", "f"):
+            made += _leads(smooth, certified[smooth], base, certified[base])
+    return pd.DataFrame(made, columns=["leads", "trails", "from", "to"])
+
+
+def _leads(a: str, frame_a: pd.DataFrame, b: str, frame_b: pd.DataFrame) -> list[tuple[str, str, float, float]]:
+    """Intervals of radii over which one of two curves lies above the other."""
+    ends = np.unique(np.concatenate([[0.0], frame_a["radius"], frame_b["radius"]]))
+    above = np.sign(_curve(frame_a, ends) - _curve(frame_b, ends))  # of (the end before, this end]
+    rows = list[tuple[str, str, float, float]]()
+    for sign, run in itertools.groupby(range(len(ends)), key=lambda at: above[at]):
+        at = list(run)
+        if sign:
+            start = float(ends[max(at[0] - 1, 0)])
+            rows.append((a, b, start, float(ends[at[-1]])) if sign > 0 else (b, a, start, float(ends[at[-1]])))
+    return rows
+
+
+def _curve(frame: pd.DataFrame, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    prediction, radius, label = (frame[name].to_numpy() for name in ("prediction", "radius", "label"))
+    return certified_accuracy(prediction, radius, label, at)
+
+
 def figure(frames: Mapping[str, pd.DataFrame], norm: float) -> Figure:
     """Certified accuracy against radius, a step curve for each, and what attacks leave as curves named so."""
     shown = {}
@@ -104,8 +141,9 @@ def figure(frames: Mapping[str, pd.DataFrame], norm: float) -> Figure:
 
 
 def write(ledgers: Mapping[str, Path], radii: Sequence[float], norm: float, dimension: int, folder: Path) -> list[Path]:
-    """Write `compare.md`, `compare.csv`, `compare.png` and `compare.svg`, and `patches.md` if there are such, and say
-    where they are.
+    """Write `compare.md`, `compare.csv`, `compare.png` and `compare.svg`, and say where they are.
+
+    So too `crossings.md`, where certifiers of g and of f are compared, and `patches.md`, if there are such.
     """
     frames = {label: read(path, norm, dimension) for label, path in ledgers.items()}
     patches = {label: frame for label, frame in frames.items() if frame.attrs["header"]["certifier"]["norm"] == PATCH}
@@ -119,6 +157,10 @@ def write(ledgers: Mapping[str, Path], radii: Sequence[float], norm: float, dime
         for suffix in ("png", "svg"):
             save_figure(picture, folder / f"compare.{suffix}")
         written += [folder / f"compare.{suffix}" for suffix in ("md", "csv", "png", "svg")]
+        crossed = crossings(others)
+        if len(crossed):
+            write_atomically(folder / "crossings.md", to_markdown(crossed).encode())
+            written.append(folder / "crossings.md")
     if patches:
         sides = sorted({float(side) for frame in patches.values() for side in frame["radius"]} | {1.0})
         of_patches = table(patches, sides, norm)

@@ -1,16 +1,19 @@
 """Comparisons: each ledger is its certifier's own, the table is what the ledgers hold, and a stopped run goes on."""
 
+import functools
 import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from art_rs_plugin import RandomizedSmoothingPyTorch
 from art_rs_plugin.certifiers import get
 from art_rs_plugin.core.radii import RADII
-from art_rs_plugin.experiments import compare, datasets, recipes, side_by_side, training
+from art_rs_plugin.experiments import compare, datasets, models, recipes, side_by_side, training
 from art_rs_plugin.experiments.checkpoints import load_checkpoint
 from art_rs_plugin.experiments.ledger import LedgerMismatch, read_ledger
 
@@ -82,10 +85,88 @@ def test_the_same_votes_serve_every_radius_formula(usual, tmp_path, monkeypatch)
     assert sum(calls) == 6
 
 
+def test_prior_bounds_on_the_same_votes_are_below_ours_at_every_example(trained, tmp_path):
+    names = "smoothing", "smoothing-li", "smoothing-lecuyer"
+    votes = {"n": 500, "n0": 20}
+    ledgers = compare.run(comparison(*(entry(trained, name, **votes) for name in names), images=30), tmp_path)
+    ours, li, lecuyer = (np.array([row["radius"] for row in read_ledger(ledgers[name])[1]]) for name in names)
+    assert (ours >= li).all()
+    assert (li >= lecuyer).all()
+    assert (ours > li).sum() > 20  # they do differ
+
+
+def test_weights_read_as_two_architectures_have_votes_of_their_own(tmp_path, monkeypatch):
+    def network(activation, *, input_shape, nb_classes):
+        layers = nn.Linear(64, 16), activation(), nn.Linear(16, nb_classes)
+        return nn.Sequential(nn.Flatten(), *layers)
+
+    for name, activation in {"of-relu": nn.ReLU, "of-tanh": nn.Tanh}.items():
+        monkeypatch.setitem(models.MODELS, name, models.Architecture(functools.partial(network, activation)))
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(network(nn.ReLU, **SHAPE).state_dict(), weights)
+    options = {"n": 200, "n0": 20, "sigma": 0.25}
+    entries = [
+        compare.Entry(certifier="smoothing", checkpoint=weights, model=name, label=name, options=options)
+        for name in ("of-relu", "of-tanh")
+    ]
+    ledgers = compare.run(comparison(*entries), tmp_path / "out")
+    counts = [[row["counts"] for row in read_ledger(ledgers[name])[1]] for name in ledgers]
+    assert counts[0] != counts[1]
+
+
+def test_weights_of_others_keep_the_standardisation_that_an_entry_names(tmp_path):
+    torch.manual_seed(0)
+    data = datasets.load("digits", "test")
+    network = models.build("mlp", **SHAPE, mean=(0.5,), std=(2.0,))
+    weights = tmp_path / "weights.pth"
+    torch.save(network[1].state_dict(), weights)
+    named = compare.Entry(certifier="crown", checkpoint=weights, model="mlp", mean=(0.5,), std=(2.0,), label="named")
+    usual = compare.Entry(certifier="crown", checkpoint=weights, model="mlp", label="usual")
+    ledgers = compare.run(comparison(named, usual, images=30), tmp_path / "out")
+    rows = {label: read_ledger(path)[1] for label, path in ledgers.items()}
+    made = get("crown").build(network, **SHAPE).certify(*data.arrays([row["index"] for row in rows["named"]]))
+    assert any(certificate.radius > 0 for certificate in made)
+    assert [row["radius"] for row in rows["named"]] == [certificate.radius for certificate in made]
+    assert [row["radius"] for row in rows["usual"]] != [certificate.radius for certificate in made]
+
+
+def test_a_checkpoint_keeps_its_own_standardisation(trained, tmp_path):
+    named = compare.Entry(certifier="crown", checkpoint=trained, std=(2.0,))
+    with pytest.raises(ValueError, match=r"crown: `std` must not be given for a checkpoint that says it, got \(2.0,\)"):
+        compare.run(comparison(named), tmp_path)
+
+
+def made_frame(certifies, radii, right=None, kind="certify"):
+    """A frame as `read` returns it, of images of class 0."""
+    right = np.ones(len(radii), dtype=bool) if right is None else np.array(right)
+    frame = pd.DataFrame({"label": 0, "prediction": np.where(right, 0, 1), "radius": radii})
+    frame.attrs["header"] = {"kind": kind, "certifier": {"certifies": certifies}}
+    return frame
+
+
+def test_crossings_are_those_of_the_curves():
+    frames = {
+        "smooth": made_frame("g", [0.3, 0.4, 0.0, 0.9], [True, True, False, False]),
+        "linear": made_frame("f", [0.1, 0.2, 0.25, 0.4]),
+        "attacks": made_frame("f", [1.0, 1.0, 1.0, 1.0], kind="distance"),
+    }
+    # linear: 4 up to .1, 3 to .2, 2 to .25, 1 to .4; smooth: 2 up to .3, 1 to .4
+    made = side_by_side.crossings(frames)
+    assert made.values.tolist() == [["linear", "smooth", 0.0, 0.2], ["smooth", "linear", 0.25, 0.3]]
+
+
+def test_curves_that_are_the_same_do_not_cross():
+    frames = {"smooth": made_frame("g", [0.3, 0.5]), "linear": made_frame("f", [0.5, 0.3])}
+    assert side_by_side.crossings(frames).empty
+
+
 def test_the_table_says_what_each_is_and_what_the_ledgers_hold(usual, tmp_path):
     ledgers = compare.run(usual, tmp_path)
     written = side_by_side.write(ledgers, usual.radii, usual.norm, 64, tmp_path)
-    assert [path.name for path in written] == ["compare.md", "compare.csv", "compare.png", "compare.svg"]
+    assert [path.name for path in written] == [
+        "compare.md", "compare.csv", "compare.png", "compare.svg", "crossings.md",
+    ]  # fmt: skip
     table = pd.read_csv(tmp_path / "compare.csv", index_col="certifier")
     assert table["certifies"].to_dict() == {
         "smoothing": "g", "smoothing-li": "g", "crown, l2": "f", "fast-lin, inf": "f", "attack-bound": "f",

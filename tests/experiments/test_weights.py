@@ -57,7 +57,11 @@ def _as_old(state):
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
-HABITS = [_as_bare, _as_parallel, _as_model, _as_linear, _as_authors, _as_authors_parallel, _as_old]
+def _as_cascade(state):
+    return {"state_dict": [state, {name: torch.zeros_like(tensor) for name, tensor in state.items()}], "epoch": 17}
+
+
+HABITS = [_as_cascade, _as_bare, _as_parallel, _as_model, _as_linear, _as_authors, _as_authors_parallel, _as_old]
 
 
 @pytest.mark.parametrize("habit", HABITS)
