@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,13 @@ def to_markdown(table: pd.DataFrame) -> str:
     return line(heads) + line(rule) + "".join(map(line, rows))
 
 
-def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
+def plot(logs: Mapping[str, pd.DataFrame], *, upper: Collection[str] = ()) -> Figure:
     """Certified accuracy against radius, one exact step curve per log, as in Cohen et al. 2019, Figure 6.
 
     n and alpha are shown where the logs know them: in the title if all logs share them, else in the legend.
     No global state of pyplot is touched; the figure carries an Agg canvas, and a notebook shows it.
 
+    :param upper: Names of upper bounds: nothing is known of them beyond their last radius, so they end there, not at 0.
     :raises ValueError: for no logs, or one without examples or without radii.
     """
     if not logs:
@@ -88,6 +89,8 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
     for (name, log), colour, dashes in zip(logs.items(), cycle(_COLOURS), cycle(_DASHES), strict=False):
         _check_log(name, log)
         radius, accuracy = _steps(log)
+        if name in upper:
+            radius, accuracy = radius[:-1], accuracy[:-1]
         axes.step(radius, accuracy, where="pre", color=colour, linestyle=dashes, linewidth=1.8, label="log")
         end = max(end, float(radius[-1]))
     axes.set(

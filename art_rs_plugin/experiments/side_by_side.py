@@ -41,7 +41,8 @@ def read(path: Path, norm: float, dimension: int) -> pd.DataFrame:
     """A ledger of a comparison: `index, label, prediction, radius, seconds`, its radii in `norm`.
 
     Of an upper bound, `radius` is the distance at which the answer was changed, inf where it was not, and `prediction`
-    the label wherever that distance is above 0. `attrs["header"]` is the ledger's. A patch's side stays as it is.
+    the label wherever that distance is above 0; `attrs["tried"]` is the largest at which it was tried.
+    `attrs["header"]` is the ledger's. A patch's side stays as it is.
 
     :raises ValueError: It is no ledger of a comparison.
     """
@@ -60,7 +61,13 @@ def read(path: Path, norm: float, dimension: int) -> pd.DataFrame:
             prediction = row["prediction"]
         records.append((row["index"], row["label"], prediction, radius, row["seconds"]))
     frame = pd.DataFrame(records, columns=["index", "label", "prediction", "radius", "seconds"])
+    for known in ("n", "votes", "alpha"):  # of certificates by votes, for the legend
+        if header["certifier"]["alpha"] and rows and all(known in row for row in rows):
+            frame[known] = [row[known] for row in rows]
     frame.attrs["header"] = header
+    if header["kind"] == "distance":
+        at = header["certifier"].get("radii", [row["distance"] or 0.0 for row in rows])
+        frame.attrs["tried"] = upper_in_norm(max(at, default=0.0), float(given), norm, dimension)
     return frame
 
 
@@ -128,14 +135,18 @@ def _curve(frame: pd.DataFrame, at: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def figure(frames: Mapping[str, pd.DataFrame], norm: float) -> Figure:
-    """Certified accuracy against radius, a step curve for each, and what attacks leave as curves named so."""
-    shown = {}
+    """Certified accuracy against radius, a step curve for each, and what attacks leave as curves named so.
+
+    A curve of attacks ends at the largest radius that they tried.
+    """
+    shown, upper = dict[str, pd.DataFrame](), set[str]()
     for label, frame in frames.items():
-        upper = frame.attrs["header"]["kind"] == "distance"
-        beyond = frame["radius"].replace(np.inf, np.nan).max()
-        finite = frame.assign(radius=frame["radius"].clip(upper=beyond if beyond > 0 else 0.0).fillna(0.0))
-        shown[f"{label} (upper bound)" if upper else label] = finite
-    made = plot(shown)
+        if frame.attrs["header"]["kind"] == "distance":
+            label = f"{label} (upper bound)"
+            upper.add(label)
+            frame = frame.assign(radius=frame["radius"].clip(upper=frame.attrs["tried"]))
+        shown[label] = frame
+    made = plot(shown, upper=upper)
     made.axes[0].set_xlabel(rf"$\ell_{{{'2' if norm == 2 else chr(92) + 'infty'}}}$ radius $r$ (unit of the input)")
     return made
 

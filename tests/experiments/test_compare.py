@@ -156,6 +156,31 @@ def test_crossings_are_those_of_the_curves():
     assert made.values.tolist() == [["linear", "smooth", 0.0, 0.2], ["smooth", "linear", 0.25, 0.3]]
 
 
+def test_a_curve_of_attacks_ends_where_they_end_and_every_other_at_0(usual, tmp_path):
+    ledgers = compare.run(usual, tmp_path)
+    frames = {label: side_by_side.read(path, usual.norm, 64) for label, path in ledgers.items()}
+    lines = dict(zip(frames, side_by_side.figure(frames, usual.norm).axes[0].lines, strict=True))
+    for label, line in lines.items():
+        x, y = line.get_data()
+        if label == "attack-bound":
+            # one that was fooled at a distance of .25 may be certified up to there
+            distances = [row["distance"] for row in read_ledger(ledgers[label])[1]]
+            held = [distance is None or distance >= 0.25 for distance in distances]
+            assert (x[-1], y[-1]) == (0.25, pytest.approx(np.mean(held)))
+            assert y[-1] > 0
+        else:
+            assert (x[-1], y[-1]) == (frames[label]["radius"].max(), 0)
+
+
+def test_the_legend_tells_votes_and_alpha_of_what_has_them(usual, tmp_path):
+    ledgers = compare.run(usual, tmp_path)
+    frames = {label: side_by_side.read(path, usual.norm, 64) for label, path in ledgers.items()}
+    (legend,) = side_by_side.figure(frames, usual.norm).legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said[0] == "smoothing (n = 500, α = 0.001)"
+    assert said[2] == "crown, l2"
+
+
 def test_curves_that_are_the_same_do_not_cross():
     frames = {"smooth": made_frame("g", [0.3, 0.5]), "linear": made_frame("f", [0.5, 0.3])}
     assert side_by_side.crossings(frames).empty
