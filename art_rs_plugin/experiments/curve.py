@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -84,11 +85,22 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    draw(axes, logs)
+    axes.set_title(f"Certified accuracy ({shared})" if shared else "Certified accuracy")
+    _add_legend(figure, names)
+    return figure
+
+
+def draw(axes: Axes, logs: Mapping[str, pd.DataFrame]) -> None:
+    """Draw the step curve of each log on `axes`, in their order, and label the axes; no title, no legend.
+
+    :raises ValueError: for a log without examples or without radii.
+    """
     end = 0.0
-    for (name, log), colour, dashes in zip(logs.items(), cycle(_COLOURS), cycle(_DASHES), strict=False):
+    for (name, log), style in zip(logs.items(), styles(), strict=False):
         _check_log(name, log)
         radius, accuracy = _steps(log)
-        axes.step(radius, accuracy, where="pre", color=colour, linestyle=dashes, linewidth=1.8, label="log")
+        axes.step(radius, accuracy, where="pre", label="log", **style)
         end = max(end, float(radius[-1]))
     axes.set(
         xlabel=r"$\ell_2$ radius $r$ (unit of the input)",
@@ -96,12 +108,20 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
         xlim=(0, 1.05 * end if end else 1),
         ylim=(0, 1.02),
     )
-    axes.set_title(f"Certified accuracy ({shared})" if shared else "Certified accuracy")
+    tidy(axes)
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """How to draw one line after the other, endlessly: told apart by dashes alone, and by colour."""
+    for colour, dashes in zip(cycle(_COLOURS), cycle(_DASHES), strict=False):
+        yield {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid behind what is drawn, and no frame above and to the right."""
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _add_legend(figure, names)
-    return figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> None:
