@@ -91,16 +91,17 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def draw(axes: Axes, logs: Mapping[str, pd.DataFrame]) -> None:
+def draw(axes: Axes, logs: Mapping[str, pd.DataFrame], looks: Iterable[Mapping[str, Any]] | None = None) -> None:
     """Draw the step curve of each log on `axes`, in their order, and label the axes; no title, no legend.
 
+    :param looks: How to draw each line; default: `styles`.
     :raises ValueError: for a log without examples or without radii.
     """
     end = 0.0
-    for (name, log), style in zip(logs.items(), styles(), strict=False):
+    for (name, log), look in zip(logs.items(), styles() if looks is None else looks, strict=False):
         _check_log(name, log)
-        radius, accuracy = _steps(log)
-        axes.step(radius, accuracy, where="pre", label="log", **style)
+        radius, accuracy = steps(log)
+        axes.step(radius, accuracy, where="pre", label="log", **look)
         end = max(end, float(radius[-1]))
     axes.set(
         xlabel=r"$\ell_2$ radius $r$ (unit of the input)",
@@ -149,7 +150,7 @@ def write_curve(logs: Mapping[str, pd.DataFrame], radii: Iterable[float], folder
     return paths
 
 
-def _steps(log: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def steps(log: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Corners of the curve: `accuracy[i]` holds on (radius[i-1], radius[i]], and drops to 0 at the end."""
     right = (log["prediction"] == log["label"]) & (log["prediction"] != ABSTAIN)
     certified = np.sort(log["radius"].to_numpy()[right.to_numpy()])
@@ -175,17 +176,18 @@ def _setting(log: pd.DataFrame) -> str:
     """What a log says of n and alpha, as far as it has one of each; of votes that chose n, how many they were."""
     known = []
     if "votes" in log:
-        known.append(f"{_grouped(round(log['votes'].mean()))} votes on average")
+        known.append(f"{grouped(round(log['votes'].mean()))} votes on average")
         log = log.drop(columns="n", errors="ignore")  # where all are the same, it is by chance
     for column, sign in (("n", "n"), ("alpha", "α")):
         values = log[column].unique() if column in log else []
         if len(values) == 1:
-            number = _grouped(values[0]) if column == "n" else f"{values[0]:g}"
+            number = grouped(values[0]) if column == "n" else f"{values[0]:g}"
             known.append(f"{sign} = {number}")
     return ", ".join(known)
 
 
-def _grouped(number: int) -> str:
+def grouped(number: int) -> str:
+    """A whole number for a picture, its thousands apart."""
     return f"{number:,}".replace(",", "\u2009")
 
 

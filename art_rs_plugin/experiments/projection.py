@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, ndtr
 
 from art_rs_plugin.core import checks
@@ -123,7 +123,7 @@ def by_formula(log: pd.DataFrame, *, sigma: float, radius: str) -> pd.DataFrame:
     return _frame(rows, alpha=None, n=None, extrapolated=False)
 
 
-def accuracy_between(projected: pd.DataFrame, radii: Sequence[float]) -> tuple[FloatArray, FloatArray]:
+def accuracy_between(projected: pd.DataFrame, radii: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Certified accuracy at each radius, the least and the largest that the ranges of radii allow.
 
     An example that abstained counts as wrong in the least, and as right in the largest as far as its range goes: the
