@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare"):
+        for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare", "paper"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 

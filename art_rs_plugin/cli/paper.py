@@ -10,7 +10,7 @@ import typer
 from art_rs_plugin.cli import options
 from art_rs_plugin.cli.console import reported, say
 
-PAPER_EXAMPLE = "paper table2 figure6 --logs smoothing/data --out paper"
+PAPER_EXAMPLE = "paper figure5 figure6 --logs digits.jsonl --out paper"
 
 
 def paper(
@@ -23,6 +23,9 @@ def paper(
         Path, typer.Option(help="Folder for tables (Markdown, LaTeX, CSV) and figures (PNG, SVG, PDF).")
     ] = Path("paper"),
     data: Annotated[str | None, typer.Option(help="Data set, if not the paper's.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Noise of figures 8, 14 and 15, if not the paper's: .25, .25 and .5.")
+    ] = None,
     n: Annotated[int, typer.Option(help="Votes of logs that do not say theirs: no TSV log does.")] = 100_000,
     data_root: options.DataRoot = None,
 ) -> None:
@@ -39,7 +42,7 @@ def paper(
         everything = names == ["all"]
         for name in () if everything else names:
             checks.one_of("name", name, ITEMS)
-        given = Given(logs=sources.find(logs or (), n=checks.whole("n", n)), data=data, root=data_root)
+        given = Given(logs=sources.find(logs or (), n=checks.whole("n", n)), data=data, sigma=sigma, root=data_root)
         made, missing = 0, []
         for name in ITEMS if everything else names:
             try:

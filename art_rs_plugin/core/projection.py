@@ -38,6 +38,11 @@ def rounding_interval(radius: ArrayLike, digits: int = 3) -> tuple[FloatArray, F
     return ends[..., 0], ends[..., 1]
 
 
+def printed_digits(radius: ArrayLike) -> int:
+    """The significant digits that a log's radii were printed with: of the longest of them, and at least three."""
+    return max([3, *(_significant(Decimal(repr(float(value)))) for value in np.asarray(radius).flat)])
+
+
 def counts_between(
     low: ArrayLike, high: ArrayLike, *, sigma: float, n: int, alpha: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -110,8 +115,12 @@ def _printed(value: float, digits: int) -> tuple[float, float]:
     if value == 0:
         return 0.0, 0.0
     exact = Decimal(repr(value))
-    if len(exact.normalize().as_tuple().digits) > digits:
+    if _significant(exact) > digits:
         raise ValueError(f"`radius` must have at most {digits} significant digits, got {value!r}")
     unit = Decimal(1).scaleb(exact.adjusted() - digits + 1)
     below = unit / 10 if exact == Decimal(1).scaleb(exact.adjusted()) else unit
     return float(exact - below / 2), float(exact + unit / 2)
+
+
+def _significant(value: Decimal) -> int:
+    return len(value.normalize().as_tuple().digits)

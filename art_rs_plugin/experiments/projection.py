@@ -21,7 +21,7 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.bounds import clopper_pearson_lower
 from art_rs_plugin.core.budgets import Fixed
 from art_rs_plugin.core.certificate import ABSTAIN, certify_from_counts
-from art_rs_plugin.core.projection import counts_between, rounding_interval, scaled_counts
+from art_rs_plugin.core.projection import counts_between, printed_digits, rounding_interval, scaled_counts
 from art_rs_plugin.core.radii import RADII, FloatArray
 from art_rs_plugin.experiments.ledger import read_ledger, rebound
 
@@ -87,7 +87,7 @@ def from_radii(
     formula = RADII[checks.one_of("radius", radius, RADII)]
     radii = log["radius"].to_numpy()
     certified = (log["prediction"] != ABSTAIN).to_numpy() & (radii > 0)
-    low, high = rounding_interval(np.where(certified, radii, 1.0))
+    low, high = rounding_interval(np.where(certified, radii, 1.0), printed_digits(radii))
     slack = 1e-9  # for radii on the border of rounding
     least, largest = counts_between(low * (1 - slack), high * (1 + slack), sigma=sigma, n=log_n, alpha=log_alpha)
     impossible = certified & (least > largest)
@@ -117,7 +117,8 @@ def by_formula(log: pd.DataFrame, *, sigma: float, radius: str) -> pd.DataFrame:
     Neither counts nor alpha enter: p_A = Phi(R / sigma). Columns and meaning as in `from_radii`.
     """
     formula = RADII[checks.one_of("radius", radius, RADII)]
-    low, high = rounding_interval(log["radius"].to_numpy())
+    radii = log["radius"].to_numpy()
+    low, high = rounding_interval(radii, printed_digits(radii))
     ends = [formula(p, 1.0 - p, sigma=sigma) for p in (ndtr(low / sigma), ndtr(high / sigma))]
     rows = list(zip(log["index"], log["label"], log["prediction"], *ends, strict=True))
     return _frame(rows, alpha=None, n=None, extrapolated=False)

@@ -15,7 +15,8 @@ from art_rs_plugin.core.radii import FloatArray
 from art_rs_plugin.experiments import side_by_side
 from art_rs_plugin.experiments.curve import steps, styles, tidy
 from art_rs_plugin.experiments.paper.drawing import curves, finish, footnote, looks_of, panels
-from art_rs_plugin.experiments.paper.sources import Log, Logs
+from art_rs_plugin.experiments.paper.log import Log
+from art_rs_plugin.experiments.paper.sources import Logs
 from art_rs_plugin.experiments.projection import accuracy_between
 
 _INFERRED = (

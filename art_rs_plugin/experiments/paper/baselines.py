@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from art_rs_plugin.experiments import side_by_side
 from art_rs_plugin.experiments.crossings import crossing_table
+from art_rs_plugin.experiments.curve import grouped
 from art_rs_plugin.experiments.paper.drawing import curves, footnote, panels
-from art_rs_plugin.experiments.paper.sources import Log, Logs
+from art_rs_plugin.experiments.paper.log import Log
+from art_rs_plugin.experiments.paper.sources import Logs
 from art_rs_plugin.experiments.paper.tables import PIXELS
 
 
@@ -93,4 +95,4 @@ def _named(label: str, frame: pd.DataFrame) -> str:
     if "alpha" not in rule:
         return f"{label} (of f)"
     votes = rule.get("n", rule.get("n_max"))
-    return f"{label} (of g, n {'=' if 'n' in rule else '≤'} {votes}, α = {rule['alpha']:g})"
+    return f"{label} (of g, n {'=' if 'n' in rule else '≤'} {grouped(votes)}, α = {rule['alpha']:g})"

@@ -14,7 +14,8 @@ from art_rs_plugin.core.bounds import clopper_pearson_lower
 from art_rs_plugin.core.radii import RADII, cohen, lecuyer_at, li_at
 from art_rs_plugin.experiments.curve import grouped, styles, tidy
 from art_rs_plugin.experiments.paper.drawing import curves, finish, footnote, panels
-from art_rs_plugin.experiments.paper.sources import Log, Logs
+from art_rs_plugin.experiments.paper.log import Log
+from art_rs_plugin.experiments.paper.sources import Logs
 from art_rs_plugin.experiments.projection import accuracy_between, by_formula
 
 NAMES = {"cohen": "Cohen et al. (Theorem 1)", "li": "Li et al.", "lecuyer": "Lecuyer et al."}
@@ -119,7 +120,8 @@ def shares(logs: Logs, *, data: str, radii: Sequence[float]) -> pd.DataFrame:
             rows.append([sigma, NAMES[name], *least])
     table = pd.DataFrame(rows, columns=["sigma", "bound", *map(float, radii)])
     table.attrs["caption"] = f"Certified accuracy on {data} by radius in l2, of three bounds on the same votes."
-    table.attrs["notes"] = [f"Radii rounded to three digits leave at most {widest:.3f} open, to the upper side."]
+    rounded = f"Radii rounded to three digits leave at most {widest:.3f} open, to the upper side."
+    table.attrs["notes"] = [rounded] if widest else []
     return table
 
 

@@ -21,13 +21,14 @@ _SALMAN_CIFAR = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user gave: logs, and, if not those of the paper, the data set.
+    """What the user gave: logs, and, if not those of the paper, data set and sigma.
 
     :param root: Folder of the data sets, for pictures of images.
     """
 
     logs: Logs
     data: str | None = None
+    sigma: float | None = None
     root: Path | None = None
 
     def images(self, default: str, split: str = "test") -> datasets.DataSet:
@@ -104,7 +105,7 @@ ITEMS: dict[str, Item] = {
     "figure8": Item(
         about="certified accuracy by bound, by projected n, by alpha, ImageNet sigma .25; its numbers at every sigma",
         needs=_LOGS,
-        figure=lambda given: bounds.on_data(given.logs, data=given.data or "imagenet", sigma=0.25),
+        figure=lambda given: bounds.on_data(given.logs, data=given.data or "imagenet", sigma=given.sigma or 0.25),
         table=lambda given: bounds.shares(given.logs, data=given.data or "imagenet", radii=IMAGENET_RADII),
     ),
     "figure13": Item(
@@ -116,15 +117,17 @@ ITEMS: dict[str, Item] = {
     "figure14": Item(
         about="approximate certified accuracy and what is guaranteed of it (Theorem 6), ImageNet sigma .25",
         needs=_LOGS,
-        figure=lambda given: accuracy.guaranteed(given.logs, data=given.data or "imagenet", sigma=0.25),
+        figure=lambda given: accuracy.guaranteed(given.logs, data=given.data or "imagenet", sigma=given.sigma or 0.25),
         table=lambda given: accuracy.confidence(
-            given.logs, data=given.data or "imagenet", sigma=0.25, radii=(0.0, 0.25, 0.5, 0.75)
+            given.logs, data=given.data or "imagenet", sigma=given.sigma or 0.25, radii=(0.0, 0.25, 0.5, 0.75)
         ),
     ),
     "figure15": Item(
         about="training noise, certified at sigma .5",
         needs=f"{_LOGS} of networks trained at several sigmas",
-        figure=lambda given: accuracy.by_training(given.logs, data=given.data and [given.data]),
+        figure=lambda given: accuracy.by_training(
+            given.logs, data=given.data and [given.data], sigma=given.sigma or 0.5
+        ),
     ),
     "figure16": Item(
         about="the bounds of Lecuyer et al. and Li et al. over their parameter",

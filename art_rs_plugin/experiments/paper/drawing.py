@@ -44,10 +44,10 @@ def curves(
     """Certified accuracy of each frame, named in a legend; where radii are ranges, its lower value, the rest shaded."""
     draw(axes, frames, looks)
     for frame, line in zip(frames.values(), axes.get_lines(), strict=True):
-        if "radius_high" in frame:
+        if "radius_high" in frame and (frame["radius_high"] > frame["radius"]).any():
             end = float(frame["radius_high"].max())
             axes.set_xlim(right=max(axes.get_xlim()[1], 1.05 * end))
-            at = np.linspace(0, end, 2001)
+            at = np.linspace(0, end, 801)
             axes.fill_between(at, *accuracy_between(frame, at), color=line.get_color(), alpha=0.25, linewidth=0)
     finish(axes, list(frames), title, where)
 

@@ -15,7 +15,8 @@ from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.curves import certified_accuracy
 from art_rs_plugin.core.radii import FloatArray
 from art_rs_plugin.experiments.curve import grouped
-from art_rs_plugin.experiments.paper.sources import Log, Logs
+from art_rs_plugin.experiments.paper.log import Log
+from art_rs_plugin.experiments.paper.sources import Logs
 from art_rs_plugin.experiments.side_by_side import in_norm
 
 IMAGENET_RADII = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
