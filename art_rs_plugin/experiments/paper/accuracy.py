@@ -39,7 +39,7 @@ def by_sigma(logs: Logs, data: str | None = None) -> Figure:
     chosen = {name: logs.by_sigma(name) for name in names}
     figure, axes = panels(len(names))
     for (name, by), panel in zip(chosen.items(), axes, strict=True):
-        frames = {f"σ = {sigma:g}{_level(log)}": log.frame for sigma, log in by.items()}
+        frames = {f"σ = {sigma:g}, {log.level}": log.frame for sigma, log in by.items()}
         title = f"{name}, {_votes(by)}"
         curves(panel, frames, title, looks_of(by, chosen.values()))
         upper = logs.attacked(name)
@@ -145,7 +145,7 @@ def by_training(logs: Logs, *, data: Sequence[str] | None = None, sigma: float =
     chosen = {name: logs.by_training(name, sigma) for name in data}
     figure, axes = panels(len(data))
     for (name, by), panel in zip(chosen.items(), axes, strict=True):
-        frames = {f"trained at σ = {trained:g}{_level(log)}": log.frame for trained, log in by.items()}
+        frames = {f"trained at σ = {trained:g}, {log.level}": log.frame for trained, log in by.items()}
         title = f"{name}, certified at σ = {sigma:g}, {_votes(by)}"
         curves(panel, frames, title, looks_of(by, chosen.values()))
     _note_inference(figure, chosen.values())
@@ -163,10 +163,6 @@ def _draw_upper_bounds(axes: Axes, logs: Sequence[Log]) -> None:
         frame = side_by_side.read(log.path, 2.0, 1)
         radius, share = steps(frame.assign(radius=frame["radius"].clip(upper=axes.get_xlim()[1])))
         axes.step(radius[:-1], share[:-1], where="pre", color="0", linestyle="--", linewidth=1.2)
-
-
-def _level(log: Log) -> str:
-    return f", {log.level}" if log.alphas else ""
 
 
 def _votes(logs: Mapping[float, Log]) -> str:

@@ -89,9 +89,10 @@ class Log:
     @property
     def level(self) -> str:
         """What is known of alpha: "α = 0.01", "(inferred)" where the log does not say it."""
-        said = " or ".join(f"{alpha:g}" for alpha in self.alphas) or "unknown"
+        if not self.alphas:
+            return "α unknown"
         how = "" if self.header else " (inferred)" if len(self.alphas) == 1 else " (undetermined)"
-        return f"α = {said}{how}"
+        return f"α = {' or '.join(f'{alpha:g}' for alpha in self.alphas)}{how}"
 
     def projected(
         self, *, alpha: float | None = None, n: int | None = None, radius: str = "cohen"
