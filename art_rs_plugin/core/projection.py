@@ -62,17 +62,18 @@ def counts_between(
     return np.asarray(least, dtype=np.int64), np.asarray(largest, dtype=np.int64)
 
 
-def attainable(radius: ArrayLike, *, sigma: float, n: int, alpha: float, digits: int = 3) -> NDArray[np.bool_]:
-    """Whether any count out of n votes gives a radius that prints so. Radius 0, an abstention, always is attainable.
+def counts_behind(
+    radius: ArrayLike, *, sigma: float, n: int, alpha: float, digits: int = 3
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The least and the largest count out of n votes whose radius prints as `radius`; least > largest if none does.
 
-    Parameters and errors as in `rounding_interval` and `counts_between`.
+    Radius 0, an abstention, has every count that certifies nothing. Parameters and errors as in `rounding_interval` and
+    `counts_between`.
     """
     radii = np.asarray(radius, dtype=np.float64)
     low, high = rounding_interval(radii, digits)
-    least, largest = counts_between(
-        np.where(radii > 0, low * (1 - _SLACK), 1.0), high * (1 + _SLACK), sigma=sigma, n=n, alpha=alpha
-    )
-    return np.asarray((least <= largest) | (radii == 0))
+    least, largest = counts_between(low * (1 - _SLACK), high * (1 + _SLACK), sigma=sigma, n=n, alpha=alpha)
+    return np.where(radii > 0, least, 0), largest
 
 
 def inferred_alphas(
@@ -85,9 +86,8 @@ def inferred_alphas(
 
     :param radius: All radii of the log, shape (m,).
     """
-    return tuple(
-        alpha for alpha in candidates if attainable(radius, sigma=sigma, n=n, alpha=alpha, digits=digits).all()
-    )
+    ranges = ((alpha, counts_behind(radius, sigma=sigma, n=n, alpha=alpha, digits=digits)) for alpha in candidates)
+    return tuple(alpha for alpha, (least, largest) in ranges if (least <= largest).all())
 
 
 def scaled_counts(k: ArrayLike, n: int, new_n: int, *, up: bool = False) -> NDArray[np.int64]:

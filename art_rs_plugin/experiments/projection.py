@@ -21,7 +21,7 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.bounds import clopper_pearson_lower
 from art_rs_plugin.core.budgets import Fixed
 from art_rs_plugin.core.certificate import ABSTAIN, certify_from_counts
-from art_rs_plugin.core.projection import counts_between, printed_digits, rounding_interval, scaled_counts
+from art_rs_plugin.core.projection import counts_behind, printed_digits, rounding_interval, scaled_counts
 from art_rs_plugin.core.radii import RADII, FloatArray
 from art_rs_plugin.experiments.ledger import read_ledger, rebound
 
@@ -87,18 +87,15 @@ def from_radii(
     formula = RADII[checks.one_of("radius", radius, RADII)]
     radii = log["radius"].to_numpy()
     certified = (log["prediction"] != ABSTAIN).to_numpy() & (radii > 0)
-    low, high = rounding_interval(np.where(certified, radii, 1.0), printed_digits(radii))
-    slack = 1e-9  # for radii on the border of rounding
-    least, largest = counts_between(low * (1 - slack), high * (1 + slack), sigma=sigma, n=log_n, alpha=log_alpha)
-    impossible = certified & (least > largest)
+    least, largest = counts_behind(
+        np.where(certified, radii, 0.0), sigma=sigma, n=log_n, alpha=log_alpha, digits=printed_digits(radii)
+    )
+    impossible = least > largest
     if impossible.any():
         raise ValueError(
             f"the radius {radii[impossible][0]} is that of no count out of {log_n} votes at alpha = {log_alpha} "
             f"(sigma = {sigma}): the log was made with another number of votes, or at another level"
         )
-    # the largest count that certifies nothing: its bound is at most 1/2
-    _, silent = counts_between(np.float64(0.0), np.float64(0.0), sigma=sigma, n=log_n, alpha=log_alpha)
-    least, largest = np.where(certified, least, 0), np.where(certified, largest, silent)
     votes, level = log_n if n is None else n, log_alpha if alpha is None else alpha
     ends = []
     for counts, up in ((least, False), (largest, True)):

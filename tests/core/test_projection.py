@@ -5,7 +5,7 @@ import pytest
 from paper_logs import printed, radius_of
 
 from art_rs_plugin.core.projection import (
-    attainable,
+    counts_behind,
     counts_between,
     inferred_alphas,
     printed_digits,
@@ -41,9 +41,10 @@ def test_digits_are_those_of_the_longest_radius():
 def test_the_counts_behind_a_printed_radius_are_those_that_print_it(n, sigma, alpha):
     radii = {k: radius_of(k, n, alpha, sigma) for k in range(n // 2, n + 1)}
     texts = {k: printed(radius) for k, radius in radii.items() if radius > 0}
+    silent = max(k for k, radius in radii.items() if radius == 0)
+    assert [int(end) for end in counts_behind(0.0, sigma=sigma, n=n, alpha=alpha)] == [0, silent]
     for text in set(texts.values()):
-        low, high = rounding_interval(float(text))
-        least, largest = counts_between(low * (1 - 1e-9), high * (1 + 1e-9), sigma=sigma, n=n, alpha=alpha)
+        least, largest = counts_behind(float(text), sigma=sigma, n=n, alpha=alpha)
         assert list(range(int(least), int(largest) + 1)) == [k for k in texts if texts[k] == text]
 
 
@@ -61,7 +62,8 @@ def test_an_alpha_is_inferred_where_the_radii_tell_it_and_not_where_they_do_not(
     for alpha, other in ((0.001, 0.01), (0.01, 0.001)):
         radii = [float(printed(radius_of(k, n, alpha, sigma))) for k in range(501, n + 1)]
         assert inferred_alphas(radii, sigma=sigma, n=n) == (alpha,)
-        assert not attainable(radii, sigma=sigma, n=n, alpha=other).all()
+        least, largest = counts_behind(radii, sigma=sigma, n=n, alpha=other)
+        assert (least > largest).any()
     # of votes by the hundred thousand neither nearly unanimous nor nearly split, every printed radius is attainable
     middle = [float(printed(radius_of(k, 100_000, 0.001, sigma))) for k in range(60_000, 95_000, 1000)]
     assert inferred_alphas(middle, sigma=sigma, n=100_000) == (0.001, 0.01)
