@@ -40,13 +40,9 @@ def population_accuracy_lower(
     """
     lower = POPULATION_FORMS[checks.one_of("form", form, POPULATION_FORMS)]
     size, level = checks.whole("m", m), checks.in_unit_interval("alpha", alpha)
-    counts = np.asarray(certified)
-    if not np.issubdtype(counts.dtype, np.integer):
-        raise TypeError(f"`certified` must be whole numbers, got dtype {counts.dtype}")
-    if counts.size and not 0 <= counts.min() <= counts.max() <= size:
-        raise ValueError(f"`certified` must be in [0, {size}], got {counts.min()} to {counts.max()}")
+    counts = checks.counts("certified", certified, most=size)
     slack = 2 * np.finfo(np.float64).eps  # for the roundings of numbers below 1
-    share = lower(counts.astype(np.int64), size, checks.in_unit_interval("rho", rho))
+    share = lower(counts, size, checks.in_unit_interval("rho", rho))
     return np.asarray(np.maximum(share - level - slack, 0.0))
 
 

@@ -99,11 +99,7 @@ def scaled_counts(k: ArrayLike, n: int, new_n: int, *, up: bool = False) -> NDAr
     :raises ValueError, TypeError: A number is out of its range or not whole.
     """
     old, new = checks.whole("n", n), checks.whole("new_n", new_n)
-    counts = np.asarray(k)
-    if not np.issubdtype(counts.dtype, np.integer):
-        raise TypeError(f"`k` must be whole numbers, got dtype {counts.dtype}")
-    if counts.size and not 0 <= counts.min() <= counts.max() <= old:
-        raise ValueError(f"`k` must be in [0, {old}], got {counts.min()} to {counts.max()}")
+    counts = checks.counts("k", k, most=old)
     # in whole numbers: a product in floating point may fall below a count that is exact
     made = [-(-int(count) * new // old) if up else int(count) * new // old for count in counts.flat]
     return np.array(made, dtype=np.int64).reshape(counts.shape)

@@ -81,7 +81,7 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
         raise ValueError("`logs` must hold at least one log, got none")
     settings = {name: _setting(log) for name, log in logs.items()}
     shared = settings[next(iter(logs))] if len(set(settings.values())) == 1 else ""
-    names = [_plain(name) if shared or not said else f"{_plain(name)} ({said})" for name, said in settings.items()]
+    names = [plain(name) if shared or not said else f"{plain(name)} ({said})" for name, said in settings.items()]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -214,7 +214,7 @@ def _cell(value: Any) -> str:
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", " ").replace("\n", " ")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A log's name on a picture: one line of printable characters, of a length that fits."""
     printable = "".join(character if character.isprintable() else "?" for character in text)
     return printable if len(printable) <= 60 else f"{printable[:28]} … {printable[-28:]}"

@@ -13,7 +13,7 @@ from art_rs_plugin.core.curves import DEDUCTIONS, certified_accuracy_lower
 from art_rs_plugin.core.population import familywise_alpha, population_accuracy_lower
 from art_rs_plugin.core.radii import FloatArray
 from art_rs_plugin.experiments import side_by_side
-from art_rs_plugin.experiments.curve import steps, styles, tidy
+from art_rs_plugin.experiments.curve import plain, steps, styles, tidy
 from art_rs_plugin.experiments.paper.drawing import curves, finish, footnote, looks_of, panels
 from art_rs_plugin.experiments.paper.log import Log
 from art_rs_plugin.experiments.paper.sources import Logs
@@ -44,7 +44,7 @@ def by_sigma(logs: Logs, data: str | None = None) -> Figure:
         curves(panel, frames, title, looks_of(by, chosen.values()))
         upper = logs.attacked(name)
         _draw_upper_bounds(panel, upper)
-        finish(panel, [*frames, *(f"upper bound: {log.path.stem} on f" for log in upper)], title)
+        finish(panel, [*frames, *(f"upper bound: {plain(log.path.stem)} on f" for log in upper)], title)
         if not upper:
             note = "no ledger of an attack on the undefended\nnetwork among the logs: no upper bound drawn"
             panel.text(0.98, 0.55, note, transform=panel.transAxes, ha="right", fontsize=7, color="0.35")

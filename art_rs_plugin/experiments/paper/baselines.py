@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from art_rs_plugin.experiments import side_by_side
 from art_rs_plugin.experiments.crossings import crossing_table
-from art_rs_plugin.experiments.curve import grouped
+from art_rs_plugin.experiments.curve import grouped, plain
 from art_rs_plugin.experiments.paper.drawing import curves, footnote, panels
 from art_rs_plugin.experiments.paper.log import Log
 from art_rs_plugin.experiments.paper.sources import Logs
@@ -88,7 +88,7 @@ def _clipped(frame: pd.DataFrame, end: float) -> pd.DataFrame:
 
 
 def _named(label: str, frame: pd.DataFrame) -> str:
-    header = frame.attrs["header"]
+    label, header = plain(label), frame.attrs["header"]
     if header["kind"] == "distance":
         return f"{label} (upper bound)"
     rule = header.get("rule", {})

@@ -59,7 +59,7 @@ def by_parameter() -> Figure:
         supremum = float(RADII[name](p_a, p_b, sigma=1.0))
         _lines(axes, x, [at(p_a, p_b, x, sigma=1.0), np.full_like(x, supremum)])
         axes.set(xlabel=f"parameter {symbol}", xlim=(x[0], x[-1]))
-        title = f"{NAMES[name]}, $p_A$ = {p_a:g}, $p_B$ = {p_b:g} (σ = 1)"
+        title = f"{NAMES[name]}, p_A = {p_a:g}, p_B = {p_b:g} (σ = 1)"
         axes.set_ylim(top=1.3 * supremum)
         finish(axes, [f"radius at {symbol}", "supremum"], title)
     d.set_xscale("log")

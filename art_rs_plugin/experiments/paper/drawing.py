@@ -60,16 +60,21 @@ def looks_of(keys: Iterable[T], groups: Iterable[Iterable[T]]) -> list[dict[str,
 
 def finish(axes: Axes, names: Sequence[str], title: str, where: Place = "upper right") -> None:
     """Name the lines on `axes`, in their order, in a legend there; and the panel."""
-    lines = (line for part in title.split("\n") for line in textwrap.wrap(part, 62))
-    axes.set_title("\n".join(lines), fontsize=10)
+    whole = title.replace(" = ", "\u00a0=\u00a0")  # no line ends within "n = 100"
+    lines = (line for part in whole.split("\n") for line in textwrap.wrap(part, 62))
+    axes.set_title("\n".join(lines).replace("\u00a0", " "), fontsize=10, parse_math=False)
     style: dict[str, Any] = {"fontsize": 8, "handlelength": 3.6, "framealpha": 0.85}
     if where == "below":
-        axes.legend(axes.get_lines(), names, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, **style)
+        style |= {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "frameon": False}
     else:
-        axes.legend(axes.get_lines(), names, loc=where, **style)
+        style |= {"loc": where}
+    legend = axes.legend(axes.get_lines(), ["line"] * len(names), **style)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)  # a file's name may hold dollar signs, and begin with an underscore
+        text.set_text(name)
 
 
 def footnote(figure: Figure, text: str) -> None:
     """What a reader must know of the figure, below it."""
     width = int(figure.get_figwidth() * 16)
-    figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=8)
+    figure.supxlabel("\n".join(textwrap.wrap(text, width)), fontsize=8, parse_math=False)

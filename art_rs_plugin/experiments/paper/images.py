@@ -36,7 +36,7 @@ def noisy(data: DataSet, *, sigmas: Sequence[float] = SIGMAS, images: int = 4, s
     x, _ = data.arrays(range(0, every * images, every))
     random = np.random.default_rng(seed)
     figure, axes = panels(len(x) * len(sigmas), columns=len(sigmas))
-    figure.set_size_inches(1.6 * len(sigmas), 1.6 * len(x) + 0.5)
+    figure.set_size_inches(1.6 * len(sigmas), 1.6 * len(x) + 0.8)
     for place, panel in enumerate(axes):
         image, sigma = x[place // len(sigmas)], sigmas[place % len(sigmas)]
         _show(panel, image + sigma * random.standard_normal(image.shape), f"σ = {sigma:g}" * (place < len(sigmas)))

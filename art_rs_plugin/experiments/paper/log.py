@@ -141,7 +141,9 @@ def _header(line: str) -> dict[str, Any] | None:
         header = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return header if isinstance(header, dict) and isinstance(header.get("kind"), str) else None
+    parts = [header.get(key, {}) for key in ("data", "noise", "rule", "certifier")]
+    is_one = isinstance(header.get("kind"), str) and all(isinstance(part, dict) for part in parts)
+    return header if is_one else None
 
 
 def _said_by_folders(path: Path) -> dict[str, Any]:

@@ -225,6 +225,15 @@ def test_figure_7_draws_certifiers_of_f_and_of_g_and_where_they_cross(tmp_path):
         baselines.compared(logs, data="mnist")
 
 
+def test_hostile_names_are_shown_as_they_are(tmp_path):
+    folder = write_comparison(tmp_path, data="$\\frac{data$")
+    (folder / "crown.jsonl").rename(folder / "_$x^{.jsonl")
+    figure = baselines.compared(sources.find([folder]))
+    figure.canvas.draw()
+    assert "_$x^{ (of f)" in names(figure.axes[0])
+    assert figure.axes[0].get_title() == "$\\frac{data$, 4 images"
+
+
 def test_figure_13_has_a_panel_for_each_data_set(tmp_path):
     for data in ("digits", "mnist"):
         write_comparison(tmp_path / data, data=data)

@@ -101,6 +101,7 @@ def test_ledgers_of_comparisons_are_no_logs_of_smoothing(tmp_path):
 
 def test_other_files_are_passed_over(tmp_path):
     (tmp_path / "a.json").write_text('{"format": "art-rs-ledger/1", broken\n')
+    (tmp_path / "d.json").write_text('{"format": "art-rs-ledger/1", "kind": "certify", "data": []}\n')
     (tmp_path / "b.json").write_text(json.dumps({"format": "else"}))
     (tmp_path / "c.bin").write_bytes(bytes(range(256)))
     (tmp_path / "empty").touch()
