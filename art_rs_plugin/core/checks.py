@@ -7,6 +7,9 @@ import operator
 from collections.abc import Collection
 from typing import Any, SupportsFloat, TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 T = TypeVar("T")
 
 
@@ -61,6 +64,16 @@ def whole(name: str, value: Any, *, minimum: int = 1) -> int:
     if number < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value!r}")
     return number
+
+
+def counts(name: str, values: ArrayLike, *, most: int) -> NDArray[np.int64]:
+    """`values` as int64, if they are whole numbers from 0 to `most`, any shape; ValueError or TypeError if not."""
+    array = np.asarray(values)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"`{name}` must be whole numbers, got dtype {array.dtype}")
+    if array.size and not 0 <= array.min() <= array.max() <= most:
+        raise ValueError(f"`{name}` must be in [0, {most}], got {array.min()} to {array.max()}")
+    return array.astype(np.int64)
 
 
 def one_of(name: str, value: T, choices: Collection[T]) -> T:

@@ -9,6 +9,7 @@ or NaN, and for a sigma that is not finite and above 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -49,16 +50,17 @@ def lecuyer(p_lower: ArrayLike, p_upper: ArrayLike, *, sigma: float) -> FloatArr
     """
     sigma, certified, p_a, p_b = _checked(sigma, p_lower, p_upper)
     p_b = np.maximum(p_b, _TINY)  # 0 has no logarithm; a larger p_B is a bound too
+    best = _maximum(partial(_lecuyer, p_a, p_b), np.zeros_like(p_a), np.minimum(1.0, np.log(p_a / p_b) / 2))
+    return _rounded_down(best, sigma, certified)
 
-    def radius(b: FloatArray) -> FloatArray:
-        # float slack: the difference cancels, each of its terms is at most p_A
-        gap = p_a[..., None] * (1.0 - 8 * _EPS) - np.exp(2.0 * b) * p_b[..., None]
-        feasible = gap > 0.0
-        log = np.log(1.25 * (1.0 + np.exp(b)) / np.where(feasible, gap, 1.0))
-        return np.where(feasible, b / np.sqrt(2.0 * log), 0.0)
 
-    best = _maximum(radius, np.zeros_like(p_a), np.minimum(1.0, np.log(p_a / p_b) / 2))
-    return _rounded_down(best * (1.0 - 16 * _EPS), sigma, certified)
+def lecuyer_at(p_lower: ArrayLike, p_upper: ArrayLike, b: ArrayLike, *, sigma: float) -> FloatArray:
+    """The radius of `lecuyer` at one b in (0, 1] instead of the best; 0.0 where b is too large for these probabilities.
+
+    Parameters broadcast against each other. ValueError also for a b outside (0, 1].
+    """
+    sigma, certified, p_a, p_b, parameter = _checked_at(sigma, p_lower, p_upper, b, "b", 1.0)
+    return _rounded_down(_lecuyer(p_a, p_b, parameter[..., None])[..., 0], sigma, certified)
 
 
 def li(p_lower: ArrayLike, p_upper: ArrayLike, *, sigma: float) -> FloatArray:
@@ -69,20 +71,17 @@ def li(p_lower: ArrayLike, p_upper: ArrayLike, *, sigma: float) -> FloatArray:
     """
     sigma, certified, p_a, p_b = _checked(sigma, p_lower, p_upper)
     p_b = np.maximum(p_b, _TINY)  # 0 has no logarithm; a larger p_B is a bound too
-    log_a, log_b = np.log(p_a)[..., None], np.log(p_b)[..., None]
-    rest = np.maximum(1.0 - p_a - p_b, 0.0)[..., None]
-
-    def radius(log_order: FloatArray) -> FloatArray:
-        # ln M = (ln p_A + ln p_B) / 2 + ln cosh(t (ln p_A - ln p_B) / 2) / t with t = 1 - a does not cancel at a = 1
-        t = -np.expm1(log_order)
-        t = np.where(t == 0.0, _TINY, t)
-        log_mean = (log_a + log_b) / 2 + _log_cosh(t * (log_a - log_b) / 2) / t
-        mean = np.exp(log_mean) * (1.0 + 16 * _EPS * (1.0 - log_a - log_b))  # float slack: ln M is off by eps ln p_B
-        remainder = np.minimum((rest + 2.0 * mean) * (1.0 + 8 * _EPS), 1.0)
-        return np.sqrt(np.log(remainder) * -2.0 * np.exp(-log_order))
-
     limit = np.full_like(p_a, np.log(1e4))
-    return _rounded_down(_maximum(radius, -limit, limit) * (1.0 - 16 * _EPS), sigma, certified)
+    return _rounded_down(_maximum(partial(_li, p_a, p_b), -limit, limit), sigma, certified)
+
+
+def li_at(p_lower: ArrayLike, p_upper: ArrayLike, a: ArrayLike, *, sigma: float) -> FloatArray:
+    """The radius of `li` at one order a > 0 instead of the best.
+
+    Parameters broadcast against each other. ValueError also for an a that is not finite and above 0.
+    """
+    sigma, certified, p_a, p_b, parameter = _checked_at(sigma, p_lower, p_upper, a, "a", np.finfo(np.float64).max)
+    return _rounded_down(_li(p_a, p_b, np.log(parameter)[..., None])[..., 0], sigma, certified)
 
 
 RADII: dict[str, Radius] = {"cohen": cohen, "lecuyer": lecuyer, "li": li}
@@ -98,6 +97,41 @@ def _checked(
     certified = np.asarray(lower > upper)
     p_a, p_b = np.where(certified, lower, 0.75), np.where(certified, upper, 0.25)
     return checks.positive("sigma", sigma), certified, p_a, p_b
+
+
+def _checked_at(
+    sigma: float, p_lower: ArrayLike, p_upper: ArrayLike, parameter: ArrayLike, name: str, most: float
+) -> tuple[float, NDArray[np.bool_], FloatArray, FloatArray, FloatArray]:
+    """As `_checked`, p_B no less than the least normal float; and the parameter, above 0 and at most `most`."""
+    values = np.asarray(parameter, dtype=np.float64)
+    outside = ~((values > 0.0) & (values <= most))
+    if outside.any():
+        raise ValueError(f"`{name}` must be above 0 and at most {most:g}, got {float(values[outside][0])!r}")
+    sigma, certified, p_a, p_b = _checked(sigma, p_lower, p_upper)
+    certified, p_a, p_b, values = np.broadcast_arrays(certified, p_a, p_b, values)
+    return sigma, certified, p_a, np.maximum(p_b, _TINY), values
+
+
+def _lecuyer(p_a: FloatArray, p_b: FloatArray, b: FloatArray) -> FloatArray:
+    """Radius / sigma of `lecuyer` at b, which has one axis more; 0 where b is too large."""
+    # float slack: the difference cancels, each of its terms is at most p_A
+    gap = p_a[..., None] * (1.0 - 8 * _EPS) - np.exp(2.0 * b) * p_b[..., None]
+    feasible = gap > 0.0
+    log = np.log(1.25 * (1.0 + np.exp(b)) / np.where(feasible, gap, 1.0))
+    return np.where(feasible, b / np.sqrt(2.0 * log), 0.0) * (1.0 - 16 * _EPS)
+
+
+def _li(p_a: FloatArray, p_b: FloatArray, log_order: FloatArray) -> FloatArray:
+    """Radius / sigma of `li` at ln a, which has one axis more."""
+    log_a, log_b = np.log(p_a)[..., None], np.log(p_b)[..., None]
+    rest = np.maximum(1.0 - p_a - p_b, 0.0)[..., None]
+    # ln M = (ln p_A + ln p_B) / 2 + ln cosh(t (ln p_A - ln p_B) / 2) / t with t = 1 - a does not cancel at a = 1
+    t = -np.expm1(log_order)
+    t = np.where(t == 0.0, _TINY, t)
+    log_mean = (log_a + log_b) / 2 + _log_cosh(t * (log_a - log_b) / 2) / t
+    mean = np.exp(log_mean) * (1.0 + 16 * _EPS * (1.0 - log_a - log_b))  # float slack: ln M is off by eps ln p_B
+    remainder = np.minimum((rest + 2.0 * mean) * (1.0 + 8 * _EPS), 1.0)
+    return np.asarray(np.sqrt(np.log(remainder) * -2.0 * np.exp(-log_order)) * (1.0 - 16 * _EPS))
 
 
 def _probabilities(name: str, values: ArrayLike) -> FloatArray:

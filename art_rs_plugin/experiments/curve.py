@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -68,30 +69,39 @@ def to_markdown(table: pd.DataFrame) -> str:
     return line(heads) + line(rule) + "".join(map(line, rows))
 
 
-def plot(logs: Mapping[str, pd.DataFrame], *, upper: Collection[str] = ()) -> Figure:
+def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Certified accuracy against radius, one exact step curve per log, as in Cohen et al. 2019, Figure 6.
 
     n and alpha are shown where the logs know them: in the title if all logs share them, else in the legend.
     No global state of pyplot is touched; the figure carries an Agg canvas, and a notebook shows it.
 
-    :param upper: Names of upper bounds: nothing is known of them beyond their last radius, so they end there, not at 0.
     :raises ValueError: for no logs, or one without examples or without radii.
     """
     if not logs:
         raise ValueError("`logs` must hold at least one log, got none")
     settings = {name: _setting(log) for name, log in logs.items()}
     shared = settings[next(iter(logs))] if len(set(settings.values())) == 1 else ""
-    names = [_plain(name) if shared or not said else f"{_plain(name)} ({said})" for name, said in settings.items()]
+    names = [plain(name) if shared or not said else f"{plain(name)} ({said})" for name, said in settings.items()]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    draw(axes, logs)
+    axes.set_title(f"Certified accuracy ({shared})" if shared else "Certified accuracy")
+    _add_legend(figure, names)
+    return figure
+
+
+def draw(axes: Axes, logs: Mapping[str, pd.DataFrame], looks: Iterable[Mapping[str, Any]] | None = None) -> None:
+    """Draw the step curve of each log on `axes`, in their order, and label the axes; no title, no legend.
+
+    :param looks: How to draw each line; default: `styles`.
+    :raises ValueError: for a log without examples or without radii.
+    """
     end = 0.0
-    for (name, log), colour, dashes in zip(logs.items(), cycle(_COLOURS), cycle(_DASHES), strict=False):
+    for (name, log), look in zip(logs.items(), styles() if looks is None else looks, strict=False):
         _check_log(name, log)
-        radius, accuracy = _steps(log)
-        if name in upper:
-            radius, accuracy = radius[:-1], accuracy[:-1]
-        axes.step(radius, accuracy, where="pre", color=colour, linestyle=dashes, linewidth=1.8, label="log")
+        radius, accuracy = steps(log)
+        axes.step(radius, accuracy, where="pre", label="log", **look)
         end = max(end, float(radius[-1]))
     axes.set(
         xlabel=r"$\ell_2$ radius $r$ (unit of the input)",
@@ -99,12 +109,20 @@ def plot(logs: Mapping[str, pd.DataFrame], *, upper: Collection[str] = ()) -> Fi
         xlim=(0, 1.05 * end if end else 1),
         ylim=(0, 1.02),
     )
-    axes.set_title(f"Certified accuracy ({shared})" if shared else "Certified accuracy")
+    tidy(axes)
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """How to draw one line after the other, endlessly: told apart by dashes alone, and by colour."""
+    for colour, dashes in zip(cycle(_COLOURS), cycle(_DASHES), strict=False):
+        yield {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid behind what is drawn, and no frame above and to the right."""
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _add_legend(figure, names)
-    return figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> None:
@@ -132,15 +150,23 @@ def write_curve(logs: Mapping[str, pd.DataFrame], radii: Iterable[float], folder
     return paths
 
 
-def _steps(log: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Corners of the curve: `accuracy[i]` holds on (radius[i-1], radius[i]], and drops to 0 at the end."""
+def steps(log: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Corners of the curve: `accuracy[i]` holds on (radius[i-1], radius[i]], and drops to 0 at the end.
+
+    Nothing is known of an upper bound beyond the largest radius `attrs["tried"]`: its curve ends there, and not at 0.
+    """
+    tried = log.attrs.get("tried")
+    if tried is not None:
+        log = log.assign(radius=log["radius"].clip(upper=tried))
     right = (log["prediction"] == log["label"]) & (log["prediction"] != ABSTAIN)
     certified = np.sort(log["radius"].to_numpy()[right.to_numpy()])
     corners, first = np.unique(certified, return_index=True)
     at_least = (len(certified) - first) / len(log)  # share of all examples with a radius of at least the corner
-    end = corners[-1:] if len(corners) else [0.0]
     start = len(certified) / len(log)
-    return np.concatenate([[0.0], corners, end]), np.concatenate([[start], at_least, [0.0]])
+    radius, share = np.concatenate([[0.0], corners]), np.concatenate([[start], at_least])
+    if tried is not None and radius[-1] >= tried:
+        return radius, share
+    return np.append(radius, radius[-1]), np.append(share, 0.0)
 
 
 def _add_legend(figure: Figure, names: list[str]) -> None:
@@ -158,17 +184,18 @@ def _setting(log: pd.DataFrame) -> str:
     """What a log says of n and alpha, as far as it has one of each; of votes that chose n, how many they were."""
     known = []
     if "votes" in log:
-        known.append(f"{_grouped(round(log['votes'].mean()))} votes on average")
+        known.append(f"{grouped(round(log['votes'].mean()))} votes on average")
         log = log.drop(columns="n", errors="ignore")  # where all are the same, it is by chance
     for column, sign in (("n", "n"), ("alpha", "α")):
         values = log[column].unique() if column in log else []
         if len(values) == 1:
-            number = _grouped(values[0]) if column == "n" else f"{values[0]:g}"
+            number = grouped(values[0]) if column == "n" else f"{values[0]:g}"
             known.append(f"{sign} = {number}")
     return ", ".join(known)
 
 
-def _grouped(number: int) -> str:
+def grouped(number: int) -> str:
+    """A whole number for a picture, its thousands apart."""
     return f"{number:,}".replace(",", "\u2009")
 
 
@@ -195,7 +222,7 @@ def _cell(value: Any) -> str:
     return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\r", " ").replace("\n", " ")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A log's name on a picture: one line of printable characters, of a length that fits."""
     printable = "".join(character if character.isprintable() else "?" for character in text)
     return printable if len(printable) <= 60 else f"{printable[:28]} … {printable[-28:]}"

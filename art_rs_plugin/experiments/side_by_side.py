@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
+from art_rs_plugin.experiments.crossings import crossing_table, leads
 from art_rs_plugin.experiments.curve import plot, save_figure, to_markdown
 from art_rs_plugin.experiments.ledger import read_ledger
 from art_rs_plugin.experiments.logs import write_atomically
@@ -62,7 +60,7 @@ def read(path: Path, norm: float, dimension: int) -> pd.DataFrame:
         records.append((row["index"], row["label"], prediction, radius, row["seconds"]))
     frame = pd.DataFrame(records, columns=["index", "label", "prediction", "radius", "seconds"])
     for known in ("n", "votes", "alpha"):  # of certificates by votes, for the legend
-        if header["certifier"]["alpha"] and rows and all(known in row for row in rows):
+        if header["certifier"].get("alpha") and rows and all(known in row for row in rows):
             frame[known] = [row[known] for row in rows]
     frame.attrs["header"] = header
     if header["kind"] == "distance":
@@ -99,54 +97,13 @@ def table(frames: Mapping[str, pd.DataFrame], radii: Sequence[float], norm: floa
     return pd.DataFrame(made)
 
 
-def crossings(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Where curves of certified accuracy cross: of each certifier of g beside each of f, who leads, and where.
-
-    A row is an interval of radii, its end included, over which `leads` certifies more of the images than `trails`:
-    `from` 0 it includes 0. Where neither does, there is no row. Both curves are step functions, and this is exact.
-
-    :return: Columns `leads`, `trails`, `from`, `to`; a pair's rows stand together, ascending.
-    """
-    certified = {label: frame for label, frame in frames.items() if frame.attrs["header"]["kind"] == "certify"}
-    of = {label: frame.attrs["header"]["certifier"]["certifies"] for label, frame in certified.items()}
-    made = []
-    for smooth, base in itertools.product(certified, certified):
-        if (of[smooth], of[base]) == ("g", "f"):
-            made += _leads(smooth, certified[smooth], base, certified[base])
-    return pd.DataFrame(made, columns=["leads", "trails", "from", "to"])
-
-
-def _leads(a: str, frame_a: pd.DataFrame, b: str, frame_b: pd.DataFrame) -> list[tuple[str, str, float, float]]:
-    """Intervals of radii over which one of two curves lies above the other."""
-    ends = np.unique(np.concatenate([[0.0], frame_a["radius"], frame_b["radius"]]))
-    above = np.sign(_curve(frame_a, ends) - _curve(frame_b, ends))  # of (the end before, this end]
-    rows = list[tuple[str, str, float, float]]()
-    for sign, run in itertools.groupby(range(len(ends)), key=lambda at: above[at]):
-        at = list(run)
-        if sign:
-            start = float(ends[max(at[0] - 1, 0)])
-            rows.append((a, b, start, float(ends[at[-1]])) if sign > 0 else (b, a, start, float(ends[at[-1]])))
-    return rows
-
-
-def _curve(frame: pd.DataFrame, at: NDArray[np.float64]) -> NDArray[np.float64]:
-    prediction, radius, label = (frame[name].to_numpy() for name in ("prediction", "radius", "label"))
-    return certified_accuracy(prediction, radius, label, at)
-
-
 def figure(frames: Mapping[str, pd.DataFrame], norm: float) -> Figure:
     """Certified accuracy against radius, a step curve for each, and what attacks leave as curves named so.
 
     A curve of attacks ends at the largest radius that they tried.
     """
-    shown, upper = dict[str, pd.DataFrame](), set[str]()
-    for label, frame in frames.items():
-        if frame.attrs["header"]["kind"] == "distance":
-            label = f"{label} (upper bound)"
-            upper.add(label)
-            frame = frame.assign(radius=frame["radius"].clip(upper=frame.attrs["tried"]))
-        shown[label] = frame
-    made = plot(shown, upper=upper)
+    upper = {label: frame.attrs["header"]["kind"] == "distance" for label, frame in frames.items()}
+    made = plot({f"{label} (upper bound)" if upper[label] else label: frame for label, frame in frames.items()})
     made.axes[0].set_xlabel(rf"$\ell_{{{'2' if norm == 2 else chr(92) + 'infty'}}}$ radius $r$ (unit of the input)")
     return made
 
@@ -154,7 +111,7 @@ def figure(frames: Mapping[str, pd.DataFrame], norm: float) -> Figure:
 def write(ledgers: Mapping[str, Path], radii: Sequence[float], norm: float, dimension: int, folder: Path) -> list[Path]:
     """Write `compare.md`, `compare.csv`, `compare.png` and `compare.svg`, and say where they are.
 
-    So too `crossings.md`, where certifiers of g and of f are compared, and `patches.md`, if there are such.
+    So too `crossings.md`, where curves of certificates cross and which do not, and `patches.md`, if there are such.
     """
     frames = {label: read(path, norm, dimension) for label, path in ledgers.items()}
     patches = {label: frame for label, frame in frames.items() if frame.attrs["header"]["certifier"]["norm"] == PATCH}
@@ -168,9 +125,10 @@ def write(ledgers: Mapping[str, Path], radii: Sequence[float], norm: float, dime
         for suffix in ("png", "svg"):
             save_figure(picture, folder / f"compare.{suffix}")
         written += [folder / f"compare.{suffix}" for suffix in ("md", "csv", "png", "svg")]
-        crossed = crossings(others)
-        if len(crossed):
-            write_atomically(folder / "crossings.md", to_markdown(crossed).encode())
+        certified = {label: frame for label, frame in others.items() if frame.attrs["header"]["kind"] == "certify"}
+        told = [to_markdown(made(certified)) for made in (crossing_table, leads) if len(made(certified))]
+        if told:
+            write_atomically(folder / "crossings.md", "\n".join(told).encode())
             written.append(folder / "crossings.md")
     if patches:
         sides = sorted({float(side) for frame in patches.values() for side in frame["radius"]} | {1.0})

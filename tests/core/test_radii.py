@@ -1,11 +1,13 @@
 """Radii against published values, 50-digit arithmetic, SciPy's optimiser, and each other."""
 
+import math
+
 import mpmath as mp
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from art_rs_plugin.core.radii import RADII, cohen, lecuyer, li
+from art_rs_plugin.core.radii import RADII, cohen, lecuyer, lecuyer_at, li, li_at
 
 # Cohen, Lecuyer and Li at sigma = 1, to 6 digits
 REFERENCE = {
@@ -166,3 +168,27 @@ class TestEveryRadius:
     def test_refuses_sigma(self, name, sigma):
         with pytest.raises(ValueError, match=f"`sigma` must be a finite number above 0, got {sigma}"):
             RADII[name](0.9, 0.1, sigma=sigma)
+
+
+@pytest.mark.parametrize(("p_a", "p_b"), [*REFERENCE, (0.999, 0.0001)])
+def test_radii_at_one_parameter_are_the_formulas_and_their_best_is_the_radius(p_a, p_b):
+    """Cohen et al. 2019, equations 30 and 37 as they are printed."""
+    b = np.linspace(0.001, min(1.0, math.log(p_a / p_b) / 2) * 0.999, 2000)
+    printed = 0.5 * b / np.sqrt(2 * np.log(1.25 * (1 + np.exp(b)) / (p_a - np.exp(2 * b) * p_b)))
+    np.testing.assert_allclose(lecuyer_at(p_a, p_b, b, sigma=0.5), printed, rtol=1e-9)
+    assert printed.max() == pytest.approx(float(lecuyer(p_a, p_b, sigma=0.5)), rel=1e-3)
+    a = np.concatenate([np.linspace(0.3, 0.99, 500), np.linspace(1.01, 20, 2000)])
+    mean = ((p_a ** (1 - a) + p_b ** (1 - a)) / 2) ** (1 / (1 - a))
+    printed = 0.5 * np.sqrt(-2 / a * np.log(1 - p_a - p_b + 2 * mean))
+    np.testing.assert_allclose(li_at(p_a, p_b, a, sigma=0.5), printed, rtol=1e-6)
+    assert printed.max() == pytest.approx(float(li(p_a, p_b, sigma=0.5)), rel=1e-3)
+
+
+def test_a_parameter_out_of_reach_certifies_nothing_and_an_impossible_one_is_refused():
+    assert lecuyer_at(0.6, 0.4, [0.3, 1.0], sigma=1.0).tolist() == [0.0, 0.0]
+    assert li_at(0.4, 0.6, 2.0, sigma=1.0) == 0.0
+    assert lecuyer_at([0.8, 0.9], 0.1, [[0.2], [0.4]], sigma=1.0).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"`b` must be above 0 and at most 1, got 1.5"):
+        lecuyer_at(0.9, 0.1, 1.5, sigma=1.0)
+    with pytest.raises(ValueError, match=r"`a` must be above 0 and at most .*, got 0.0"):
+        li_at(0.9, 0.1, [1.0, 0.0], sigma=1.0)

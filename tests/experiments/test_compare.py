@@ -137,25 +137,6 @@ def test_a_checkpoint_keeps_its_own_standardisation(trained, tmp_path):
         compare.run(comparison(named), tmp_path)
 
 
-def made_frame(certifies, radii, right=None, kind="certify"):
-    """A frame as `read` returns it, of images of class 0."""
-    right = np.ones(len(radii), dtype=bool) if right is None else np.array(right)
-    frame = pd.DataFrame({"label": 0, "prediction": np.where(right, 0, 1), "radius": radii})
-    frame.attrs["header"] = {"kind": kind, "certifier": {"certifies": certifies}}
-    return frame
-
-
-def test_crossings_are_those_of_the_curves():
-    frames = {
-        "smooth": made_frame("g", [0.3, 0.4, 0.0, 0.9], [True, True, False, False]),
-        "linear": made_frame("f", [0.1, 0.2, 0.25, 0.4]),
-        "attacks": made_frame("f", [1.0, 1.0, 1.0, 1.0], kind="distance"),
-    }
-    # linear: 4 up to .1, 3 to .2, 2 to .25, 1 to .4; smooth: 2 up to .3, 1 to .4
-    made = side_by_side.crossings(frames)
-    assert made.values.tolist() == [["linear", "smooth", 0.0, 0.2], ["smooth", "linear", 0.25, 0.3]]
-
-
 def test_a_curve_of_attacks_ends_where_they_end_and_every_other_at_0(usual, tmp_path):
     ledgers = compare.run(usual, tmp_path)
     frames = {label: side_by_side.read(path, usual.norm, 64) for label, path in ledgers.items()}
@@ -179,11 +160,6 @@ def test_the_legend_tells_votes_and_alpha_of_what_has_them(usual, tmp_path):
     said = [text.get_text() for text in legend.get_texts()]
     assert said[0] == "smoothing (n = 500, α = 0.001)"
     assert said[2] == "crown, l2"
-
-
-def test_curves_that_are_the_same_do_not_cross():
-    frames = {"smooth": made_frame("g", [0.3, 0.5]), "linear": made_frame("f", [0.5, 0.3])}
-    assert side_by_side.crossings(frames).empty
 
 
 def test_the_table_says_what_each_is_and_what_the_ledgers_hold(usual, tmp_path):
