@@ -46,6 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
+        run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
+        for name in ("paired",):
+            (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
 
@@ -106,6 +109,18 @@ def test_the_example_of_compare_has_a_row_for_each_certifier(folder: Path) -> No
     lines = (folder / "compare.txt").read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("|")][2:] == ["smoothing", "smoothing-li", "crown"]
     assert {path.name for path in (folder / "compared").iterdir()} >= {"smoothing.jsonl", "compare.csv", "compare.svg"}
+
+
+def test_the_example_of_paired_compares_the_two_networks(folder: Path) -> None:
+    lines = (folder / "paired.txt").read_text().splitlines()
+    at_zero = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    right = [
+        sum(row["prediction"] == row["label"] for row in read_ledger(folder / name)[1])
+        for name in ("digits.jsonl", "digits-0.50.jsonl")
+    ]
+    assert at_zero[:4] == ["r = 0", *(f"{count / 20:.3f}" for count in right), f"{(right[0] - right[1]) / 20:+.3f}"]
+    assert "first: digits; second: digits-0.50;" in "".join(lines)
+    assert (folder / "paired.csv").read_text().startswith("at,first,second,difference,only first,only second,p,")
 
 
 def test_compare_lists_certifiers_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, comparing, options, training
+from art_rs_plugin.cli import attacks, comparing, options, pairing, training
 from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -183,6 +183,7 @@ for command, words in (
     (attacks.attack, attacks.ATTACK_EXAMPLE),
     (attacks.tightness, attacks.TIGHTNESS_EXAMPLE),
     (comparing.compare, comparing.COMPARE_EXAMPLE),
+    (pairing.paired, pairing.PAIRED_EXAMPLE),
 ):
     app.command(epilog=f"Example: art-rs {words}")(command)
 
