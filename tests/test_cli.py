@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
         run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
-        for name in ("paired",):
+        for name in ("paired", "audit"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
@@ -121,6 +121,25 @@ def test_the_example_of_paired_compares_the_two_networks(folder: Path) -> None:
     assert at_zero[:4] == ["r = 0", *(f"{count / 20:.3f}" for count in right), f"{(right[0] - right[1]) / 20:+.3f}"]
     assert "first: digits; second: digits-0.50;" in "".join(lines)
     assert (folder / "paired.csv").read_text().startswith("at,first,second,difference,only first,only second,p,")
+
+
+def test_the_example_of_audit_verifies_what_certify_wrote(folder: Path) -> None:
+    said = (folder / "audit.txt").read_text()
+    assert "INCONSISTENT" not in said
+    assert "verified      votes: 5 of 20 rows were cast again, the same; one altered row" in said
+
+
+@pytest.mark.parametrize("name", ["smoothing", "smoothing-li", "crown", "digits-votes"])
+def test_ledgers_of_compare_and_predict_are_audited(here: Path, name: str) -> None:
+    path = here / ("digits-votes.jsonl" if name == "digits-votes" else f"compared/{name}.jsonl")
+    said = run("audit", str(path), "--checkpoint", "runs/digits", "--replay", "2")
+    assert "\nverified      labels: all " in said
+    if name == "crown":
+        assert "not verified  rows: " in said
+        assert "not verified  votes: none can be cast again: the certifier casts none" in said
+    else:
+        assert "\nverified      rows: all " in said
+        assert "\nverified      votes: 2 of " in said
 
 
 def test_compare_lists_certifiers_and_says_what_is_missing(tmp_path: Path) -> None:
