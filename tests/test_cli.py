@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
         run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
-        for name in ("paired", "audit"):
+        for name in ("paired", "audit", "report"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
@@ -127,6 +127,13 @@ def test_the_example_of_audit_verifies_what_certify_wrote(folder: Path) -> None:
     said = (folder / "audit.txt").read_text()
     assert "INCONSISTENT" not in said
     assert "verified      votes: 5 of 20 rows were cast again, the same; one altered row" in said
+
+
+def test_the_example_of_report_is_one_page_of_both_ledgers(folder: Path) -> None:
+    assert (folder / "report.txt").read_text() == "Written: report.html\n"
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count('<img src="data:image/png;base64,') == 2 * 2 * 2 * 6
 
 
 @pytest.mark.parametrize("name", ["smoothing", "smoothing-li", "crown", "digits-votes"])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, training
+from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, reporting, training
 from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -185,6 +185,7 @@ for command, words in (
     (comparing.compare, comparing.COMPARE_EXAMPLE),
     (pairing.paired, pairing.PAIRED_EXAMPLE),
     (auditing.audit, auditing.AUDIT_EXAMPLE),
+    (reporting.report, reporting.REPORT_EXAMPLE),
 ):
     app.command(epilog=f"Example: art-rs {words}")(command)
 

@@ -7,7 +7,7 @@ among those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.experiments import checkpoints, datasets, runs
+from art_rs_plugin.experiments import checkpoints, runs
 from art_rs_plugin.experiments import replay as casting
-from art_rs_plugin.experiments.datasets import DATASETS, SPLITS, DataSet
+from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Row, read_ledger
+from art_rs_plugin.experiments.origin import images_of
 from art_rs_plugin.experiments.remade import UNFIT, Remake, differences, plain, remaker, short
 from art_rs_plugin.experiments.runs import Progress
 
@@ -69,7 +70,7 @@ def audit(
     checks.whole("tolerance", tolerance, minimum=0)
     if replay is not None:
         checks.whole("replay", replay, minimum=0)
-    data, why = _images(header, data_root)
+    data, why = images_of(header, data_root)
     findings = [
         *_torn(path),
         *_agreement(header, entries),
@@ -92,17 +93,6 @@ def audit(
             )
     findings.append(Finding("the run", None, "seconds, versions and device are what the run itself says"))
     return findings
-
-
-def _images(header: Mapping[str, Any], root: Path | None) -> tuple[DataSet | None, str]:
-    """The images that a header names; or None, and why."""
-    named = header.get("data")
-    try:
-        name = checks.one_of("data.name", named["name"], DATASETS)  # type: ignore[index]
-        split = checks.one_of("data.split", named["split"], SPLITS)  # type: ignore[index]
-        return datasets.load(name, split, root=root), ""
-    except (*UNFIT, FileNotFoundError) as error:
-        return None, f"the images are not at hand: {_reason(error)}"
 
 
 def _torn(path: Path) -> Iterator[Finding]:
