@@ -115,6 +115,9 @@ def _check(name: str, log: pd.DataFrame) -> None:
     told, rule = header.get("noise"), header.get("rule")
     if "counts" not in log or not isinstance(told, dict) or not isinstance(rule, dict):
         raise ValueError(f"a report is of certificates from votes, and {name} has none: see `art-rs compare`")
+    certifier = header.get("certifier", {"name": "smoothing"})  # as `art-rs compare` has it
+    if not isinstance(certifier, dict) or certifier.get("name") != "smoothing":
+        raise ValueError(f"a report is of the radii of Theorem 1, and {name} has others: see `art-rs compare`")
     checks.one_of(f"noise.name of {name}", told.get("name"), NOISES)
     checks.positive(f"noise.sigma of {name}", told.get("sigma", "none"))
     checks.whole(f"seed of {name}", header.get("seed"), minimum=0)

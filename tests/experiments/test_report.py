@@ -240,6 +240,7 @@ def test_the_same_ledgers_give_the_same_page(tmp_path, rows):
         ({"noise": {"name": "gaussian", "sigma": -1}}, None, "`noise.sigma of bad` must be a finite number above 0"),
         ({"noise": {"name": "gaussian"}}, None, "`noise.sigma of bad` must be a number"),
         ({"seed": None}, None, "`seed of bad` must be a whole number"),
+        ({"certifier": {"name": "smoothing-li"}}, None, "a report is of the radii of Theorem 1, and bad has others"),
         ({"rule": None}, None, "a report is of certificates from votes"),
     ],
 )
