@@ -24,7 +24,7 @@ import torch
 
 from art_rs_plugin import Fixed, Looks, RandomizedSmoothingPyTorch
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
-from art_rs_plugin.core.paired import difference, mcnemar
+from art_rs_plugin.core.paired import difference, mcnemar_two_sided
 from art_rs_plugin.experiments import datasets, recipes, runs, training
 from art_rs_plugin.experiments.ledger import read_ledger
 
@@ -91,7 +91,7 @@ def table(options, found):
         cells = [f"{name} less {reference} (p)", "", "", ""]
         for r in options.radii:
             ours, theirs = (right[which] & (radius[which] >= r) for which in (name, reference))
-            p = min(1.0, 2 * min(mcnemar(ours, theirs), mcnemar(theirs, ours)))
+            p = mcnemar_two_sided(ours, theirs)
             cells.append(f"{ours.mean() - theirs.mean():+.3f} ({p:.1g})")
         rows.append([*cells, f"{apart:+.3f} (s.e. {error:.3f}), {apart / radius[reference].mean():+.1%}"])
     return rows

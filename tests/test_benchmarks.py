@@ -117,3 +117,12 @@ class TestScaling:
         done = run("scaling.py", "--votes", 1000, 1000)
         assert done.returncode == 2
         assert "at least two different numbers" in done.stderr
+
+
+def test_report_says_how_long_a_page_takes_and_how_large_it_is():
+    done = run("report.py", "--examples", 30, "--ledgers", 2, "--runs", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 x 30 examples, medians of 1\n")
+    seconds, used, size = map(float, re.search(r"([\d.]+) s, ([\d.]+) s of .*; ([\d.]+) MB", done.stdout).groups())
+    assert 0 < used < 60 * seconds
+    assert 0.05 < size < 10

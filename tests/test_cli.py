@@ -46,6 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare", "paper"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
+        run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
+        for name in ("paired", "audit", "report"):
+            (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
 
@@ -108,6 +111,44 @@ def test_the_example_of_compare_has_a_row_for_each_certifier(folder: Path) -> No
     assert rows[2:5] == ["smoothing", "smoothing-li", "crown"]
     assert {"leads", "below"} & set(rows[5:])  # and where the curves cross
     assert {path.name for path in (folder / "compared").iterdir()} >= {"smoothing.jsonl", "compare.csv", "compare.svg"}
+
+
+def test_the_example_of_paired_compares_the_two_networks(folder: Path) -> None:
+    lines = (folder / "paired.txt").read_text().splitlines()
+    at_zero = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    right = [
+        sum(row["prediction"] == row["label"] for row in read_ledger(folder / name)[1])
+        for name in ("digits.jsonl", "digits-0.50.jsonl")
+    ]
+    assert at_zero[:4] == ["r = 0", *(f"{count / 20:.3f}" for count in right), f"{(right[0] - right[1]) / 20:+.3f}"]
+    assert "first: digits; second: digits-0.50;" in "".join(lines)
+    assert (folder / "paired.csv").read_text().startswith("at,first,second,difference,only first,only second,p,")
+
+
+def test_the_example_of_audit_verifies_what_certify_wrote(folder: Path) -> None:
+    said = (folder / "audit.txt").read_text()
+    assert "INCONSISTENT" not in said
+    assert "verified      votes: 5 of 20 rows were cast again, the same; one altered row" in said
+
+
+def test_the_example_of_report_is_one_page_of_both_ledgers(folder: Path) -> None:
+    assert (folder / "report.txt").read_text() == "Written: report.html\n"
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert page.count('<img src="data:image/png;base64,') == 2 * 2 * 2 * 6
+
+
+@pytest.mark.parametrize("name", ["smoothing", "smoothing-li", "crown", "digits-votes"])
+def test_ledgers_of_compare_and_predict_are_audited(here: Path, name: str) -> None:
+    path = here / ("digits-votes.jsonl" if name == "digits-votes" else f"compared/{name}.jsonl")
+    said = run("audit", str(path), "--checkpoint", "runs/digits", "--replay", "2")
+    assert "\nverified      labels: all " in said
+    if name == "crown":
+        assert "not verified  rows: " in said
+        assert "not verified  votes: none can be cast again: the certifier casts none" in said
+    else:
+        assert "\nverified      rows: all " in said
+        assert "\nverified      votes: 2 of " in said
 
 
 def test_compare_lists_certifiers_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def test_the_wheel_holds_every_module_the_licence_and_the_type_marker(wheel: Pat
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "art_rs_plugin").rglob("*.py")} <= inside
     assert "art_rs_plugin/py.typed" in inside
+    for name in ("templates", "recipes"):
+        files = (ROOT / "art_rs_plugin/experiments" / name).iterdir()
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= inside, name
     assert any(name.endswith("/LICENSE") for name in inside)
 
 

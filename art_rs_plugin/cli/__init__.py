@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, comparing, options, paper, training
+from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, paper, reporting, training
 from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -184,6 +184,9 @@ for command, words in (
     (attacks.tightness, attacks.TIGHTNESS_EXAMPLE),
     (comparing.compare, comparing.COMPARE_EXAMPLE),
     (paper.paper, paper.PAPER_EXAMPLE),
+    (pairing.paired, pairing.PAIRED_EXAMPLE),
+    (auditing.audit, auditing.AUDIT_EXAMPLE),
+    (reporting.report, reporting.REPORT_EXAMPLE),
 ):
     app.command(epilog=f"Example: art-rs {words}")(command)
 

@@ -165,7 +165,7 @@ def fill(
         "rule": rule,
         "versions": versions(),
         "precision": estimator.arithmetic,
-        "device": _device_name(estimator.device),
+        "device": device_name(estimator.device),
     }
     wanted = list(indices)
     try:
@@ -208,5 +208,6 @@ def _model_identity(estimator: RandomizedSmoothingPyTorch) -> dict[str, str]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a ledger's header calls a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
