@@ -154,6 +154,9 @@ def fill(
         "device": _device_name(estimator.device),
     }
     wanted = list(indices)
+    if wanted:
+        # an image that no vote can be cast on should say so before there is a ledger
+        estimator.noise.check(estimator._inputs(data.arrays(wanted[:1])[0]))
     try:
         with Ledger.open(out, header) as ledger:
             # a ledger always has a seed: the noise of every example follows from it, also after a restart
