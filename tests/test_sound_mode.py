@@ -46,7 +46,7 @@ class TestFloatingPoint:
 
     def smoothed(self, sound: bool) -> RandomizedSmoothingPyTorch:
         unit = float(np.spacing(np.float32(4 / 255))) / 2
-        return RandomizedSmoothingPyTorch(FineBits(unit), 0.25, n=10_000, seed=1, nb_classes=2, sound=sound)
+        return RandomizedSmoothingPyTorch(FineBits(unit), 0.25, n=2_000, seed=1, nb_classes=2, sound=sound)
 
     @property
     def distance(self) -> float:
@@ -58,7 +58,7 @@ class TestFloatingPoint:
         (black,), (radius,) = estimator.certify(self.BLACK)
         (grey,), (other,) = estimator.certify(self.GREY)
         assert (black, grey) == (1, 0)
-        assert min(radius, other) > 0.79 > 0.44 > self.distance
+        assert min(radius, other) > 0.67 > 0.44 > self.distance
         assert estimator.predict(self.BLACK).argmax() == 1
         assert estimator.predict(self.GREY).argmax() == 0
 
@@ -118,7 +118,7 @@ class TestHalfSpace:
 
     def test_votes_have_the_probability_of_the_table(self, p_one):
         estimator = self.smoothed()
-        values, n = np.array([-30, -8, -1, 0, 1, 2, 5, 12, 40]), 30_000
+        values, n = np.array([-30, -8, -1, 0, 1, 2, 5, 12, 40]), 10_000
         counts = estimator.votes(self.at(values), n)
         for value, (_, ones) in zip(values, counts, strict=True):
             p = p_one(value)
@@ -137,7 +137,7 @@ class TestHalfSpace:
 
     def test_certificates(self, p_one):
         values = np.arange(-60, 61)
-        estimator = self.smoothed(n=2_000, alpha=FALSE_ALARM / len(values))
+        estimator = self.smoothed(n=500, alpha=FALSE_ALARM / len(values))
         prediction, radius = estimator.certify(self.at(values))
         assert set(prediction) == {-1, 0, 1}
         certified = prediction != -1
