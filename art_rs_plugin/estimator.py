@@ -280,6 +280,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         checks.one_of("distribution", self.distribution, NOISES)
         self.sound = checks.flag("sound", self.sound)
         if self.sound:
+            checks.one_of("distribution", self.distribution, SOUND)
             check_sigma(self.sigma)
         self.n0, self.n = checks.whole("n0", self.n0), checks.whole("n", self.n)
         self.alpha = checks.in_unit_interval("alpha", self.alpha)

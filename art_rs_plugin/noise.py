@@ -195,8 +195,8 @@ SOUND: dict[str, type[RoundedGaussian]] = {Gaussian.name: RoundedGaussian}
 """What sound mode draws instead, for those distributions that it has an answer for."""
 
 _PREFIX = 16
-# |255 x|: with any Z it stays far below 2^24, up to which float32 has all whole numbers
-_FARTHEST = 2**22
+# |255 x|: rounding in float32 finds it, and with any Z it is below 2^24, up to which float32 has all whole numbers
+_FARTHEST = 2**20
 
 
 def _levels(x: torch.Tensor) -> torch.Tensor:

@@ -108,6 +108,7 @@ def error(rule, alpha, p, q):
     return worst
 
 
+@cache
 def false_probability(rule, alpha, p, q, side):
     """Of a false certificate, where class `side` has probability p and a radius is too long if p_lower > q."""
     selected = binom.sf((N0 - 1 + side) // 2, N0, p)  # N0 is even, and a tie selects class 0
@@ -160,7 +161,7 @@ class Plane:
             self.x = (whole / 255).astype(np.float32)
             self.own = np.array([steps(k, active) for k in crossing]) / SCALE
             first, cumulative = sums(active)
-            self.p = cumulative[crossing - 1 - first]
+            self.p, self.q = cumulative[crossing - 1 - first], norm.cdf(self.own)
             self.slack = 0.0
         else:
             direction = rng.normal(size=dimension)
@@ -173,9 +174,8 @@ class Plane:
             self.x = x.astype(np.float32)
             margin = (self.x.astype(np.float64) @ self.weight + self.offset) / np.linalg.norm(self.weight) / SIGMA
             self.own = sign * margin
-            self.p = norm.cdf(self.own)
+            self.p = self.q = norm.cdf(nominal - 2 * SLACK)  # but for what float32 moves x, less than the slack
             self.slack = SLACK
-        self.q = norm.cdf(self.own)
 
     def model(self, mode):
         """A network that names class 1 beyond the plane."""
@@ -221,7 +221,7 @@ def work(mode, rule, alpha, dimension, piece):
         plane.x.reshape(count, *SHAPES[dimension]), batch_size=512 if dimension > 1_000 else 2_048, budget=budget(rule)
     )
     certified, wrong = prediction != -1, prediction != plane.side
-    cases = zip(plane.p.round(12), plane.q.round(12), plane.side, strict=True)
+    cases = zip(plane.p.tolist(), plane.q.tolist(), plane.side.tolist(), strict=True)
     enumerated = [false_probability(rule, alpha, *case) for case in cases]
 
     def false(longer):

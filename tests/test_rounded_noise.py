@@ -125,7 +125,7 @@ class TestCheck:
             np.arange(256) / 255,
             np.arange(256).astype(np.float32) / np.float32(255),
             -np.arange(2_000) / 255,
-            np.array([16_448.0, -0.0]),
+            np.array([4_112.0, -0.0]),
         ],
         ids=["float64", "float32", "beyond the images' range", "far"],
     )
@@ -146,13 +146,13 @@ class TestCheck:
             (0.5, "0.5"),
             (1 / 256, "0.00390625"),
             (float(np.nextafter(np.float32(1 / 255), np.float32(1))), "0.003921569"),
-            (16_449.0, "16449.0"),
+            (4_113.0, "4113.0"),
         ],
     )
     def test_refuses_one_number_off_the_grid(self, value, got):
         x = torch.zeros(3, 2, 4)
         x[1, 0, 3] = value
-        rule = r"`x` must hold multiples of 1/255 alone, of at most 16448, for sound=True, got "
+        rule = r"`x` must hold multiples of 1/255 alone, of at most 4112, for sound=True, got "
         with pytest.raises(ValueError, match=rf"{rule}{got}\d* at x\[1, 0, 3\]"):
             RoundedGaussian(0.25).check(x)
 

@@ -18,7 +18,7 @@ from art_rs_plugin.experiments.ledger import LedgerMismatch, read_ledger, reboun
 from art_rs_plugin.noise import Gaussian, RoundedGaussian
 
 FALSE_ALARM = 1e-6
-OFF_GRID = r"`x` must hold multiples of 1/255 alone, of at most 16448, for sound=True, got 0\.5 at x\[1, 0\]"
+OFF_GRID = r"`x` must hold multiples of 1/255 alone, of at most 4112, for sound=True, got 0\.5 at x\[1, 0\]"
 
 
 class FineBits(nn.Module):
