@@ -217,6 +217,23 @@ class TestEstimator:
         assert np.array_equal(found[::-1], expected)
         assert (expected.max(axis=1) < 200).any()
 
+    def test_votes_are_those_of_any_number_of_threads(self):
+        # whole numbers, whose sums no order of summation can change; both inputs lie on the plane
+        whole, weight = (
+            np.random.default_rng(0).integers(0, 256, 3_072),
+            np.random.default_rng(1).integers(-3, 4, 3_072),
+        )
+        x = np.tile((whole / 255).astype(np.float32), (2, 1)).reshape(2, 3, 32, 32)
+        before, found = torch.get_num_threads(), []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            model = Whole(weight, -int(whole @ weight))
+            smoothed = RandomizedSmoothingPyTorch(model, 0.25, n=100, seed=2, sound=True, nb_classes=2)
+            found.append(smoothed.votes(x, 400))
+        torch.set_num_threads(before)
+        assert np.array_equal(*found)
+        assert (found[0] > 0).all()
+
     def test_the_radius_is_less_than_that_of_the_same_bounds_in_ordinary_mode_and_hardly(self, x):
         for certificate in smoothed(n=5_000).certificates(x):
             ordinary = float(Gaussian(0.25).radius(certificate.p_lower, certificate.p_upper))
