@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from art_rs_plugin.arithmetic import replicas
 from art_rs_plugin.core import checks
-from art_rs_plugin.noise import Gaussian, fresh_seed
+from art_rs_plugin.noise import Distribution, fresh_seed
 from art_rs_plugin.preprocessing import preprocessed, side_by_side
 from art_rs_plugin.votes import Forward, Request, automatic_batch_size, count_votes, example_batch, mode
 
@@ -25,7 +25,7 @@ else:
 class Casting(_Base):
     """Votes of f under noise; a plain class, for the reason that `Voting` gives."""
 
-    noise: Gaussian
+    noise: Distribution
     n: int
     seed: int | None
 

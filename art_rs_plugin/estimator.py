@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,8 +15,9 @@ from art_rs_plugin.asking import refuse_attacks
 from art_rs_plugin.classifier import TorchClassifier
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
+from art_rs_plugin.core.rounded import check_sigma
 from art_rs_plugin.fitting import Fitting
-from art_rs_plugin.noise import NOISES, Gaussian, NoNoise
+from art_rs_plugin.noise import NOISES, SOUND, Distribution, NoNoise
 from art_rs_plugin.smoothed import (
     Draws,
     LossOfProbabilities,
@@ -52,6 +54,9 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :param seed: A whole number makes votes and certificates repeatable call by call, and gradients and training as a
         run, with fresh noise at every step; None draws a seed from the operating system for every call.
     :param distribution: Name of the noise distribution in `noise.NOISES`.
+    :param sound: Whether the guarantee holds in floating point too, whatever f makes of rounding (`docs/soundness.md`):
+        for inputs whose every entry is a multiple of 1/255, and against others of that kind. Votes on other inputs are
+        refused.
     :param loss: A torch loss with a `reduction`; cross-entropy if None.
     :param input_shape: Shape of one input; that of the first `x` if None.
     :param nb_classes: Number of classes; from the model's last layer or first forward pass if None.
@@ -60,7 +65,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :raises ValueError, TypeError: Each with name, rule and value.
     """
 
-    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed", "distribution"]  # noqa: RUF012
+    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed", "distribution", "sound"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         alpha: float = 0.001,
         seed: int | None = None,
         distribution: str = "gaussian",
+        sound: bool = False,
         loss: Any = None,
         input_shape: tuple[int, ...] | None = None,
         nb_classes: int | None = None,
@@ -79,7 +85,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         **kwargs: Any,
     ) -> None:
         self.sigma, self.n0, self.n, self.alpha, self.seed = sigma, n0, n, alpha, seed
-        self.distribution = distribution
+        self.distribution, self.sound = distribution, sound
         self._check_smoothing()
         # Gradient and training noise goes on from call to call: repeatable as a run, fresh at every step.
         self.gradient_calls = 0
@@ -89,8 +95,11 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         )
 
     @property
-    def noise(self) -> Gaussian:  # type: ignore[override]
+    def noise(self) -> Distribution:  # type: ignore[override]
         """The noise distribution, which knows the radius it gives."""
+        if self.sound:
+            shape = self._input_shape
+            return SOUND[self.distribution](self.sigma, None if shape is None else math.prod(shape))
         return NOISES[self.distribution](self.sigma)
 
     def loss_gradient(
@@ -269,6 +278,10 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     def _check_smoothing(self) -> None:
         self.sigma = checks.positive("sigma", self.sigma)
         checks.one_of("distribution", self.distribution, NOISES)
+        self.sound = checks.flag("sound", self.sound)
+        if self.sound:
+            checks.one_of("distribution", self.distribution, SOUND)
+            check_sigma(self.sigma)
         self.n0, self.n = checks.whole("n0", self.n0), checks.whole("n", self.n)
         self.alpha = checks.in_unit_interval("alpha", self.alpha)
         check_votes(self.n0, self.n, self.alpha)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
+from art_rs_plugin.noise import Distribution, Purpose, seed_generator
 
 BLOCK = 64
 """Rows of noise in a block. Part of what a seed means, as is their layout (see `_flat`): others give other votes."""
@@ -51,7 +51,7 @@ def count_votes(
     x: torch.Tensor,
     requests: Sequence[Request],
     *,
-    noise: Gaussian,
+    noise: Distribution,
     nb_classes: int,
     seed: int,
     batch_size: int,
@@ -102,12 +102,11 @@ def automatic_batch_size(shape: Sequence[int], device: torch.device) -> int:
     return int(min(2048, max(64, 2**23 // size)))
 
 
-def example_batch(x: torch.Tensor, noise: Gaussian) -> torch.Tensor:
+def example_batch(x: torch.Tensor, noise: Distribution) -> torch.Tensor:
     """What a forward function is given where the batch size is automatic: noisy copies, here of `x[0]`."""
     flat = _flat(x[:1])
     batch = flat.new_empty((automatic_batch_size(x.shape[1:], x.device), *flat.shape[1:]))
-    noise.fill_(batch, seed_generator(torch.Generator(x.device), 0, Purpose.INITIALISATION))
-    return _image(batch.add_(flat))
+    return _image(noise.noisy_(batch, flat[0], seed_generator(torch.Generator(x.device), 0, Purpose.INITIALISATION)))
 
 
 @contextmanager
@@ -177,7 +176,7 @@ class _Worker:
         requests: Sequence[Request],
         rows: int,
         *,
-        noise: Gaussian,
+        noise: Distribution,
         nb_classes: int,
         seed: int,
     ) -> None:
@@ -217,8 +216,8 @@ class _Worker:
         if whole or self._drawn != (piece.position, piece.block):
             block = out if whole else self._block
             stream = request.purpose, request.example, piece.block
-            self._noise.fill_(block, seed_generator(self._generator, self._seed, *stream))
-            block += self._flat[request.row]
+            generator = seed_generator(self._generator, self._seed, *stream)
+            self._noise.noisy_(block, self._flat[request.row], generator)
             if whole:
                 return
             self._drawn = piece.position, piece.block

@@ -116,7 +116,7 @@ class Voting(Casting):
         y: Any = None,
     ) -> Iterator[VoteCertificate]:
         """Yield what `certificates` returns as it is made and in its order, so that a caller can keep it at once."""
-        x = self._inputs(x)
+        x = self._voted_on(x)
         if budget is None:
             budget = Fixed(n0=self.n0, n=self.n if n is None else n)
             check_votes(budget.n0, budget.n, self.alpha)
@@ -214,12 +214,18 @@ class Voting(Casting):
         :param purpose: Whose noise: votes of different purposes share none, whatever seed and indices.
         :return: int64 (m, nb_classes); each row sums to `n`.
         """
-        x, n = self._inputs(x), checks.whole("n", n)
+        x, n = self._voted_on(x), checks.whole("n", n)
         names = checked_indices(indices, len(x)).tolist()
         requests = [Request(row, name, purpose, n) for row, name in enumerate(names)]
         if requests:
             self._prepare()
         return self._count(x, requests, self._call_seed(), batch_size)
+
+    def _voted_on(self, x: Any) -> torch.Tensor:
+        """`x` as inputs that the noise can be added to."""
+        inputs = self._inputs(x)
+        self.noise.check(inputs)
+        return inputs
 
     def predict(
         self,

@@ -293,6 +293,8 @@ CERTIFY = "certify --checkpoint runs/digits --data digits --n 100 --max 2 --out 
         ("train --recipe digits --sigma 0.25 --unlabeled digits --out y", "must be given together, got one of them"),
         ("train --recipe digits --sigma 0.25 --init nowhere --out y", "checkpoint `nowhere`: `nowhere` does not exist"),
         ("train --recipe digits --sigma 0.25 --held-out 1348 --out y", "`held_out` must be below the 1348 images"),
+        ("certify --checkpoint runs/digits --data digits --sound --out y.jsonl", "must hold multiples of 1/255 alone"),
+        ("predict --checkpoint runs/digits --data digits --sound --out y.jsonl", "must hold multiples of 1/255 alone"),
         ("curve nowhere.jsonl", "nowhere.jsonl"),
         ("curve digits-votes.jsonl", "has no radii"),
     ],
@@ -311,6 +313,16 @@ def test_a_checkpoint_for_other_images_is_refused(here: Path, data_root: Path) -
     words = ["certify", "--checkpoint", "runs/digits", "--data", "mnist", "--data-root", str(data_root)]
     assert "must be for the images of `mnist`" in run(*words, "--n", "100", "--out", "x.jsonl", code=2)
     assert not (here / "x.jsonl").exists()
+
+
+def test_sound_mode_takes_images_of_whole_grey_levels(tmp_path: Path, data_root: Path) -> None:
+    network = models.build("mlp", input_shape=(1, 28, 28), nb_classes=10, mean=(0.5,), std=(0.3,))
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    words = f"--checkpoint {tmp_path}/weights.pth --model mlp --sigma 0.25 --data mnist --data-root {data_root} --max 2"
+    for command in ("certify", "predict"):
+        out = tmp_path / f"{command}.jsonl"
+        run(command, *words.split(), "--n", "100", "--seed", "0", "--sound", "--out", str(out))
+        assert read_ledger(out)[0]["noise"] == {"name": "rounded-gaussian", "sigma": 0.25, "dimension": 784}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU, and there is one")

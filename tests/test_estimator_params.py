@@ -68,6 +68,7 @@ class TestParams:
             "alpha",
             "seed",
             "distribution",
+            "sound",
         ]
         estimator = smoothed(alpha=0.01)
         assert list(estimator.get_params()) == names

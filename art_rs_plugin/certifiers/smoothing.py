@@ -83,7 +83,15 @@ class Smoothing(Certifier):
 
 
 class _PriorRadius(Smoothing):
-    """Smoothing with a radius from before Theorem 1, for Gaussian noise."""
+    """Smoothing with a radius from before Theorem 1, for Gaussian noise.
+
+    :raises ValueError: For an estimator in sound mode, whose radius these formulas do not give.
+    """
+
+    def __init__(self, estimator: RandomizedSmoothingPyTorch, budget: Budget | None = None) -> None:
+        if estimator.sound:
+            raise ValueError(f"`sound` must be False for {self.name}, got True: its radius is for Gaussian noise")
+        super().__init__(estimator, budget)
 
     def bounded(self, certificate: VoteCertificate) -> VoteCertificate:
         """The certificate that the same bounds on p_A and p_B give by this certifier's radius."""

@@ -82,6 +82,7 @@ def certify(
     ] = DEFAULT_RADII,
     precision: options.Arithmetic = Precision.FP32,
     compile_: options.Compile = None,
+    sound: options.Sound = False,
 ) -> None:
     """Certify images: an l2 radius each within which the smoothed classifier's prediction cannot change."""
     with reported(f"what is finished is in {out}"):
@@ -91,7 +92,18 @@ def certify(
         rule = options.budget(budget, at, n0, n, bound, cost)
         images = options.load(data, split, data_root, download)
         estimator = options.smoothed(
-            checkpoint, images, sigma, model, device, precision, compile_, n0=n0, n=n, alpha=alpha, seed=seed
+            checkpoint,
+            images,
+            sigma,
+            model,
+            device,
+            precision,
+            compile_,
+            n0=n0,
+            n=n,
+            alpha=alpha,
+            seed=seed,
+            sound=sound,
         )
         with bar("certify") as on_row:
             runs.certify(
@@ -131,6 +143,7 @@ def predict(
     download: options.Download = False,
     precision: options.Arithmetic = Precision.FP32,
     compile_: options.Compile = None,
+    sound: options.Sound = False,
 ) -> None:
     """Predict images with the smoothed classifier, or abstain."""
     with reported(f"what is finished is in {out}"):
@@ -139,7 +152,7 @@ def predict(
 
         images = options.load(data, split, data_root, download)
         estimator = options.smoothed(
-            checkpoint, images, sigma, model, device, precision, compile_, alpha=alpha, seed=seed
+            checkpoint, images, sigma, model, device, precision, compile_, alpha=alpha, seed=seed, sound=sound
         )
         with bar("predict") as on_row:
             runs.predict(

@@ -65,6 +65,9 @@ Every = Annotated[int, typer.Option(help="Only every k-th image.")]
 BatchSize = Annotated[int | None, typer.Option(help="Noisy copies per forward pass; automatic if not given.")]
 Radii = Annotated[str, typer.Option(help="Radii of the table, in the unit of the input.")]
 Arithmetic = Annotated[Precision, typer.Option(help="What the network computes in; part of what is certified.")]
+Sound = Annotated[
+    bool, typer.Option("--sound", help="Hold in floating point too, for images in whole 255ths (docs/soundness.md).")
+]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Compile the network; where it pays if not given.")
 ]

@@ -83,6 +83,13 @@ def one_of(name: str, value: T, choices: Collection[T]) -> T:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """`value`, if it is True or False; TypeError if not: 1 or "no" might not mean what they look like."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}")
+    return value
+
+
 def _real(name: str, value: SupportsFloat) -> float:
     if isinstance(value, (str, bytes, bool)):
         raise TypeError(f"`{name}` must be a number, got {value!r}")

@@ -22,7 +22,7 @@ from art_rs_plugin.core.certificate import predict_from_counts
 from art_rs_plugin.experiments.datasets import SPLITS
 from art_rs_plugin.experiments.ledger import Row, rebound, row_of
 from art_rs_plugin.experiments.rows import rule_of
-from art_rs_plugin.noise import NOISES, Purpose, uniform
+from art_rs_plugin.noise import Purpose, distribution, uniform
 
 Remake = Callable[[Row], Row]
 """A row -> the row that the header's rule leaves of the same votes; one of `UNFIT` where it leaves none."""
@@ -53,8 +53,7 @@ def remaker(header: Row, rows: list[Row]) -> Remake | None:
     if not by_votes:
         return None
     checks.one_of("precision", header["precision"].split(", ")[0], PRECISIONS)
-    checks.positive("noise.sigma", header["noise"]["sigma"])
-    checks.one_of("noise.name", header["noise"]["name"], NOISES)
+    distribution(header["noise"])
     return _REMAKES[header["kind"]](header)
 
 
@@ -90,7 +89,7 @@ def _certificates(header: Row) -> Remake | None:
     if header["rule"]["name"] not in BUDGETS:
         return None  # a user's own rule
     budget, known = budget_of(header)
-    noise = NOISES[header["noise"]["name"]](header["noise"]["sigma"])
+    noise = distribution(header["noise"])
     seed, alpha = header["seed"], header["rule"]["alpha"]
     of = certifiers.get(header["certifier"]["name"]) if "certifier" in header else Smoothing
     formula = of.radius if issubclass(of, Smoothing) else Smoothing.radius

@@ -23,7 +23,7 @@ from art_rs_plugin.experiments import report_figures as figures
 from art_rs_plugin.experiments import report_images as images
 from art_rs_plugin.experiments.logs import read_logs, round_down, write_atomically
 from art_rs_plugin.experiments.origin import images_of
-from art_rs_plugin.noise import NOISES
+from art_rs_plugin.noise import distribution
 
 _PACKAGE = "art_rs_plugin.experiments"
 _LEVELS = (0.5, 0.9, 0.99, 0.999)
@@ -118,8 +118,10 @@ def _check(name: str, log: pd.DataFrame) -> None:
     certifier = header.get("certifier", {"name": "smoothing"})  # as `art-rs compare` has it
     if not isinstance(certifier, dict) or certifier.get("name") != "smoothing":
         raise ValueError(f"a report is of the radii of Theorem 1, and {name} has others: see `art-rs compare`")
-    checks.one_of(f"noise.name of {name}", told.get("name"), NOISES)
-    checks.positive(f"noise.sigma of {name}", told.get("sigma", "none"))
+    try:
+        distribution(told)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
     checks.whole(f"seed of {name}", header.get("seed"), minimum=0)
     for counts, selected in zip(log["counts"], log["selected"], strict=True):
         if not (len(counts) == len(log["counts"][0]) > selected and sum(counts) > 0):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.experiments.datasets import DataSet
-from art_rs_plugin.noise import NOISES, Purpose, stream
+from art_rs_plugin.noise import Purpose, distribution, stream
 
 SHOWN = 6
 _LARGE = 64  # pixels a side, from which noise is kept smaller by JPEG
@@ -58,7 +58,7 @@ def cards(rows: pd.DataFrame, header: dict[str, Any], data: DataSet | None) -> l
 
 def _noise(x: NDArray[np.float32], header: dict[str, Any], index: int) -> NDArray[np.float32]:
     """A draw of the ledger's noise, from a stream that no vote is drawn from."""
-    noise = NOISES[header["noise"]["name"]](header["noise"]["sigma"])
+    noise = distribution(header["noise"])
     return noise.fill_(torch.empty(x.shape), stream(header["seed"], Purpose.VALIDATION, index)).numpy()
 
 

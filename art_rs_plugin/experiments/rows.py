@@ -13,7 +13,8 @@ from art_rs_plugin.core.bounds import RANDOMIZED
 from art_rs_plugin.core.budgets import BUDGETS, Fixed, Looks, Pilot, PilotCertificate
 from art_rs_plugin.core.certificate import Certificate, VoteCertificate, certify_from_counts
 from art_rs_plugin.core.looks import LooksCertificate, certify_from_looks, spending
-from art_rs_plugin.core.radii import RADII
+from art_rs_plugin.core.radii import RADII, FloatArray, near_gaussian
+from art_rs_plugin.core.rounded import total_variation
 
 Row = dict[str, Any]
 # what a certificate from votes adds to a row, with which it can be bounded anew
@@ -81,9 +82,9 @@ def rebound(
 
     :param alpha: Default: the row's own, spent as the run spent it; another is spent anew by `core.looks.spending`.
     :param bound: A name in `core.bounds.BOUNDS`. Default: the ledger's own.
-    :param radius: A name in `core.radii.RADII`.
-    :raises ValueError: For a ledger of predictions, of noise that is not Gaussian, or of a rule that is not known here;
-        for a row that its rule cannot have left; and for a bound that needs a number that the run did not draw.
+    :param radius: A name in `core.radii.RADII`; votes of sound mode have no other than "cohen".
+    :raises ValueError: For a ledger of predictions, or of noise or a rule that is not known here; for a row that its
+        rule cannot have left; and for a bound that needs a number that the run did not draw.
     """
     if header.get("kind") != "certify":
         raise ValueError(f"only a ledger of certificates can be bounded anew, not one of kind {header.get('kind')!r}")
@@ -93,8 +94,8 @@ def rebound(
             f"the votes must be drawn by a rule whose bounds are known, {', '.join(map(repr, _RULES))}, "
             f"got {rule['name']!r}: it may stop when the votes look good (optional stopping)"
         )
-    if noise["name"] != "gaussian":
-        raise ValueError(f"the radius formulas are for gaussian noise, not for {noise['name']!r}")
+    if noise["name"] not in _RADIUS_UNDER:
+        raise ValueError(f"the noise must be one of {', '.join(map(repr, _RADIUS_UNDER))}, got {noise['name']!r}")
     _check_row(rule["name"], row)
     bound = rule["bound"] if bound is None else bound
     if bound in RANDOMIZED and row.get("uniform") is None:
@@ -102,13 +103,13 @@ def rebound(
             f"the bound {bound!r} needs the number `uniform` that is drawn along with the votes, and example "
             f"{row['index']} has none: it was certified by another bound"
         )
-    formula = RADII[checks.one_of("radius", radius, RADII)]
+    checks.one_of("radius", radius, RADII)
     _, certify = _RULES[rule["name"]]
     return certify(
         rule,
         row,
         alpha,
-        radius=partial(formula, sigma=noise["sigma"]),
+        radius=_RADIUS_UNDER[noise["name"]](noise, radius),
         n0=row["n0"],
         bound=bound,
         index=row["index"],
@@ -177,6 +178,23 @@ def _agree(row: Mapping[str, Any], what: str, here: object, there: object) -> No
             "a bound for votes drawn by another rule might not hold (optional stopping)"
         )
 
+
+def _gaussian(noise: Mapping[str, Any], radius: str) -> Callable[[float, float], FloatArray]:
+    return partial(RADII[radius], sigma=noise["sigma"])
+
+
+def _rounded_gaussian(noise: Mapping[str, Any], radius: str) -> Callable[[float, float], FloatArray]:
+    if radius != "cohen":
+        raise ValueError(f"`radius` must be 'cohen' for votes of sound mode, got {radius!r}, for Gaussian noise alone")
+    distance = total_variation(noise["sigma"], noise["dimension"])
+    return partial(near_gaussian, sigma=noise["sigma"], distance=distance)
+
+
+# by the noise of a ledger: (what its header says of it, name of a formula) -> radius
+_RADIUS_UNDER: dict[str, Callable[[Mapping[str, Any], str], Callable[[float, float], FloatArray]]] = {
+    "gaussian": _gaussian,
+    "rounded-gaussian": _rounded_gaussian,
+}
 
 # by the rule that drew the votes: what its rows hold beyond `VOTE_KEYS`, and how they are bounded
 _RULES: dict[str, tuple[tuple[str, ...], Callable[..., VoteCertificate]]] = {

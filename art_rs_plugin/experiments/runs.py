@@ -92,6 +92,7 @@ def certify(
     """
     budget = Fixed(n0=estimator.n0, n=estimator.n) if budget is None else budget
     rule = {**rule_of(budget), "alpha": estimator.alpha, **({"known_labels": True} if known_labels else {})}
+    _know_shape(estimator, data)
     # up to its first wish for votes: what is unfit about it should say so before there is a ledger
     task = Task(radius=estimator.noise.radius, alpha=estimator.alpha, label=0 if known_labels else None, uniform=1.0)
     next(budget.steps(task), None)
@@ -156,8 +157,7 @@ def fill(
     :param rows: (images, labels, indices) -> their rows, in order.
     """
     seed = estimator.seed
-    if estimator.get_params()["input_shape"] is None:
-        estimator.set_params(input_shape=data.input_shape)  # its arithmetic may depend on it
+    _know_shape(estimator, data)
     header = {
         "kind": kind,
         **identity(estimator, data),
@@ -168,6 +168,9 @@ def fill(
         "device": device_name(estimator.device),
     }
     wanted = list(indices)
+    if wanted:
+        # an image that no vote can be cast on should say so before there is a ledger
+        estimator.noise.check(estimator._inputs(data.arrays(wanted[:1])[0]))
     try:
         with Ledger.open(out, header) as ledger:
             # a ledger always has a seed: the noise of every example follows from it, also after a restart
@@ -187,11 +190,18 @@ def fill(
 
 def identity(estimator: RandomizedSmoothingPyTorch, data: DataSet) -> dict[str, Any]:
     """What a ledger's header says of f, its noise and the data set."""
+    _know_shape(estimator, data)
     return {
         "model": _model_identity(estimator),
-        "noise": {"name": estimator.noise.name, "sigma": estimator.sigma},
+        "noise": estimator.noise.about(),
         "data": {"name": data.name, "split": data.split, "images": len(data)},
     }
+
+
+def _know_shape(estimator: RandomizedSmoothingPyTorch, data: DataSet) -> None:
+    """Tell the estimator the shape of one input, if nobody has: its arithmetic and its noise may depend on it."""
+    if estimator.get_params()["input_shape"] is None:
+        estimator.set_params(input_shape=data.input_shape)
 
 
 def versions() -> dict[str, str]:

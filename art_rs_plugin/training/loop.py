@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.layout import weights_with_channels_last
-from art_rs_plugin.noise import Gaussian, Purpose, seed_generator
+from art_rs_plugin.noise import Distribution, Purpose, seed_generator
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
 from art_rs_plugin.training.objectives import Objective, Step
@@ -41,7 +41,7 @@ def train(
     *,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    noise: Gaussian,
+    noise: Distribution,
     epochs: int,
     seed: int,
     scheduler: LRScheduler | None = None,
@@ -142,7 +142,7 @@ class _Run:
     model: nn.Module
     objective: Objective
     optimizer: torch.optim.Optimizer
-    noise: Gaussian
+    noise: Distribution
     seed: int
     forward: Checked
     precision: str

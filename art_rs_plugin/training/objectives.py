@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from art_rs_plugin.core import checks
-from art_rs_plugin.noise import Gaussian
+from art_rs_plugin.noise import Distribution
 from art_rs_plugin.votes import Forward
 
 
@@ -39,7 +39,7 @@ class Step:
 
     forward: Forward
     evaluation: Callable[[], AbstractContextManager[None]]
-    noise: Gaussian
+    noise: Distribution
     generator: torch.Generator
     epoch: int
     model: nn.Module

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from art_rs_plugin.core.radii import RADII, cohen, lecuyer, lecuyer_at, li, li_at
+from art_rs_plugin.core.radii import RADII, cohen, lecuyer, lecuyer_at, li, li_at, near_gaussian
 
 # Cohen, Lecuyer and Li at sigma = 1, to 6 digits
 REFERENCE = {
@@ -79,6 +79,76 @@ def test_cohen_at_the_ends():
     assert cohen(1.0, 0.3, sigma=1.0) == np.inf
     assert cohen(0.0, 0.0, sigma=1.0) == 0.0
     assert np.isfinite(cohen(0.99, 0.01, sigma=1.7e308))
+
+
+class TestNearGaussian:
+    """Noise that is within a total variation distance of the Gaussian, at x and at x'."""
+
+    @pytest.mark.parametrize("distance", [5e-324, 2.8e-17, 2.7e-13, 1e-9, 1e-4])
+    def test_is_never_above_the_true_radius_and_close(self, distance):
+        e = mp.mpf(distance)
+        for p_lower in LOWER:
+            for p_upper in UPPER:
+                radius = float(near_gaussian(p_lower, p_upper, sigma=1.0, distance=distance))
+                p_a, p_b = p_lower - e, min(mp.mpf(p_upper), 1 - mp.mpf(p_lower)) + e
+                if p_a <= p_b:
+                    assert radius == 0.0
+                    continue
+                a, b = -exact_tail(p_a), -exact_tail(p_b)
+
+                def gap(r, a=a, b=b):
+                    """How far apart the least p_A and the most p_B are at a distance r."""
+                    return mp.ncdf(a - r) - mp.ncdf(b + r) - 2 * e
+
+                assert radius == 0.0 or gap(mp.mpf(radius)) > 0
+                # what is lost: an ulp of p_A next to 1, and for a large e that q is not the best one
+                ulp = 2 * mp.mpf(2) ** -53 / mp.npdf(a)
+                assert p_upper < 2.3e-308 or gap(radius + 1e-9 + ulp + 10 * e) < 0, (p_lower, p_upper)
+
+    def test_two_class_form(self):
+        # sigma [Phi^-1(p_lower - e) - Phi^-1(1/2 + e)]
+        for p_lower in (0.51, 0.9, 0.99993):
+            for e in (1e-13, 1e-6, 1e-3):
+                expected = 0.5 * (exact_tail(mp.mpf(0.5) + e) - exact_tail(mp.mpf(p_lower) - e))
+                found = float(near_gaussian(p_lower, 1 - p_lower, sigma=0.5, distance=e))
+                assert expected - 1e-9 <= found <= expected
+
+    def test_costs_nothing_to_speak_of_and_never_pays(self):
+        p, q = np.meshgrid(np.linspace(0.3, 0.99999, 200), np.linspace(0.0, 0.49, 50))
+        plain, paid = cohen(p, q, sigma=0.25), near_gaussian(p, q, sigma=0.25, distance=2.7e-13)
+        assert np.all(paid <= plain)
+        # p_B = 0 alone is infinite there
+        finite = np.isfinite(plain) & (paid > 0)
+        assert np.all(paid[finite & (q > 1e-6)] >= plain[finite & (q > 1e-6)] - 1e-6)
+        assert near_gaussian(1.0, 0.0, sigma=1.0, distance=1e-12) < 8
+        assert np.array_equal(paid > 0, plain > 0)
+
+    def test_falls_with_the_distance(self):
+        radii = [float(near_gaussian(0.9, 0.05, sigma=1.0, distance=e)) for e in (0.0, 1e-9, 1e-3, 0.1, 0.4, 0.5, 1.0)]
+        assert radii == sorted(radii, reverse=True)
+        assert radii[0] == pytest.approx(float(cohen(0.9, 0.05, sigma=1.0)), abs=1e-9)
+        assert radii[-2:] == [0.0, 0.0]
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match=r"`distance` must be in \[0, 1\], got -0\.1"):
+            near_gaussian(0.9, 0.1, sigma=1.0, distance=-0.1)
+        with pytest.raises(ValueError, match=r"`p_lower` must be in \[0, 1\], got 2"):
+            near_gaussian(2, 0.1, sigma=1.0, distance=0.1)
+
+
+def exact_tail(tail) -> mp.mpf:
+    """The z with P(G > z) = tail, at 50 digits, by Newton steps in its logarithm."""
+    tail = mp.mpf(tail)
+    if tail > 0.5:
+        return -exact_tail(1 - tail)
+    z = mp.sqrt(-2 * mp.log(2 * tail)) if tail < 0.1 else mp.mpf(0.5)
+    for _ in range(200):
+        mass = mp.erfc(z / mp.sqrt(2)) / 2
+        step = mass * mp.log(mass / tail) / mp.npdf(z)
+        z += step
+        if abs(step) < mp.mpf(10) ** -40:
+            return z
+    raise AssertionError(f"no quantile at {tail}")
 
 
 def exact_lecuyer(p_a, p_b, b):

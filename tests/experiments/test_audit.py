@@ -1,6 +1,7 @@
 """Ledgers audited: what no one may alter unseen, what only casting votes again finds, and what cannot be known."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from math import comb
@@ -96,6 +97,35 @@ def test_all_of_a_ledger_that_no_one_touched_is_verified(folder, name):
     }  # fmt: skip
     assert [finding.what for finding in findings if not finding.holds] == ["the run"]
     assert len({row["votes"] for row in read(folder, "looks")[1]}) > 1, "looks stop where they like"
+
+
+class Whole(datasets.Images):
+    """Images whose every number is a whole 255th."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.nb_classes = images, images.shape, images.nb_classes
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label = self.images[index]
+        return torch.round(image * 255) / 255, label
+
+
+def test_a_ledger_of_sound_mode_is_verified_and_its_dimension_is_part_of_it(folder, monkeypatch):
+    digits = datasets.load("digits", "test")
+    whole = replace(digits, images=Whole(digits.images))
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: whole)
+    estimator = estimator_of(checkpoints.load_checkpoint(folder / "network")[0], sound=True)
+    runs.certify(estimator, whole, range(0, 449, EVERY), folder / "sound.jsonl", budget=RULES["fixed"]["budget"])
+    findings = audit(folder / "sound.jsonl", checkpoint=folder / "network", replay=None)
+    assert at_fault(findings) == []
+    assert {"header", "rows", "votes", "weights"} <= {finding.what for finding in findings if finding.holds}
+    header, rows = read(folder, "sound")
+    assert header["noise"] == {"name": "rounded-gaussian", "sigma": SIGMA, "dimension": 64}
+    for noise in ({"dimension": 32}, {"name": "gaussian"}, {"sigma": SIGMA / 2}):
+        assert found(folder, {**header, "noise": {**header["noise"], **noise}}, rows, checkpoint=folder / "network")
 
 
 def test_what_is_not_at_hand_is_said_to_be_not_verified(folder):

@@ -270,7 +270,7 @@ def test_another_alpha_bound_or_radius_agrees_with_the_core(certificates, stored
     ("change", "message"),
     [
         ({"rule": {"name": "looks"}}, "optional stopping"),
-        ({"noise": {"name": "uniform", "sigma": 0.25}}, "gaussian noise, not for 'uniform'"),
+        ({"noise": {"name": "uniform", "sigma": 0.25}}, "must be one of 'gaussian', 'rounded-gaussian', got 'uniform'"),
         ({"kind": "predict"}, "not one of kind 'predict'"),
     ],
 )
