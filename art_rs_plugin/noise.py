@@ -201,7 +201,7 @@ def distribution(about: Mapping[str, Any]) -> Distribution:
 
     :raises ValueError, TypeError: It tells of none that is known here, or not all of it.
     """
-    known: dict[str, Callable[..., Distribution]] = {kind.name: kind for kind in (*NOISES.values(), *SOUND.values())}
+    known: dict[str, Callable[..., Distribution]] = {**NOISES, **{kind.name: kind for kind in SOUND.values()}}
     checks.one_of("noise.name", about.get("name"), known)
     checks.positive("noise.sigma", about.get("sigma", "none"))
     try:
