@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from art_rs_plugin.experiments import side_by_side
-from art_rs_plugin.experiments.crossings import crossing_table
+from art_rs_plugin.experiments.crossings import crossing_table, leads
 from art_rs_plugin.experiments.curve import grouped, plain
 from art_rs_plugin.experiments.paper.drawing import curves, footnote, panels
 from art_rs_plugin.experiments.paper.log import Log
@@ -48,14 +48,15 @@ def crossing_points(logs: Logs, *, norm: float = 2.0, data: str | None = None) -
 
     Upper bounds are left out. Parameters and errors as in `compared`.
     """
-    parts = []
+    parts, never = [], []
     for name, frames in _by_data(logs, norm, data).items():
         certified = {label: frame for label, frame in frames.items() if frame.attrs["header"]["kind"] == "certify"}
         parts.append(crossing_table(certified).assign(data=name))
+        never += [f"{name}: {one} is nowhere below {other}." for one, other in leads(certified).itertuples(index=False)]
     table = pd.concat(parts, ignore_index=True)
     table = table[["data", *(column for column in table if column != "data")]]
     table.attrs["caption"] = "Radii at which one certifier's certified accuracy falls below another's."
-    table.attrs["notes"] = ["At the radius itself the curve that leads below it still does."]
+    table.attrs["notes"] = ["At the radius itself the curve that leads below it still does.", *never]
     return table
 
 
