@@ -87,7 +87,7 @@ class TestPrecision:
         difference = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
         assert 1e-5 < difference < 0.05
 
-    @pytest.mark.parametrize("compile", [False, True])
+    @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_votes_in_bf16_are_those_of_a_plain_autocast_loop(self, published, compile):
         """A second implementation: ART's own predict under autocast, one batch of the estimator's noise at a time."""
         model, x = published
@@ -147,6 +147,7 @@ class TestParams:
             torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.slow
 def test_bf16_decides_few_images_otherwise_and_only_at_their_thresholds():
     """A network trained on digits, and its test images: another f, but one that names the same class nearly always."""
     x_train, y_train = datasets.load("digits", "train").arrays()

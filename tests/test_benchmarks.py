@@ -119,6 +119,7 @@ class TestScaling:
         assert "at least two different numbers" in done.stderr
 
 
+@pytest.mark.slow
 def test_report_says_how_long_a_page_takes_and_how_large_it_is():
     done = run("report.py", "--examples", 30, "--ledgers", 2, "--runs", 1)
     assert done.returncode == 0, done.stderr

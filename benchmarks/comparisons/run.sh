@@ -27,7 +27,7 @@ network() {
 networks() {
   case $1 in
     mnist | *-mnist | *-lipschitz) network mnist-0.25 mnist wong-kolter 0.25 10 ;;&
-    *-lipschitz) network mnist-0.50 mnist wong-kolter 0.5 10 ;;&
+    *-lipschitz) network mnist-0.50 mnist wong-kolter 0.5 10 --lr 0.02 ;;&
     mnist | *-lipschitz) network mnist-lmt mnist wong-kolter 0.25 20 --lr 0.01 --method lmt --option margin=1 \
       --option warmup=10 ;;
     figure7-cifar10)

@@ -20,7 +20,8 @@ plane, zeros = partial(planes.plane, size=6), partial(planes.zeros, size=6)
 
 
 @pytest.mark.parametrize(
-    ("objective", "margin", "size"), [("smoothadv", 0.5, 32), ("smoothadv", 0.2, 6), ("expected_loss", 0.5, 6)]
+    ("objective", "margin", "size"),
+    [pytest.param("smoothadv", 0.5, 32, marks=pytest.mark.slow), ("smoothadv", 0.2, 6), ("expected_loss", 0.5, 6)],
 )
 def test_finds_where_p_crosses_one_half_on_a_half_space(objective, margin, size):
     model, estimator = planes.plane(margin, size=size)
