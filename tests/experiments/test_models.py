@@ -1,5 +1,7 @@
 """Networks against published accuracy and parameter counts, torchvision, and a second implementation."""
 
+import math
+
 import pytest
 import torch
 import torchvision
@@ -61,6 +63,16 @@ def test_every_model_takes_gradients_and_full_backward_hooks(name, shape):
     assert x.grad.abs().sum() > 0
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert called
+
+
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_lenet_begins_undecided_under_noise(sigma):
+    # where it begins sure of itself it diverges at the published learning rate; ln 10 is the loss of no opinion
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        logits = models.build("lenet", input_shape=(1, 28, 28), nb_classes=10)[1](sigma * torch.randn(200, 1, 28, 28))
+        loss = functional.cross_entropy(logits, torch.arange(200) % 10).item()
+    assert loss == pytest.approx(math.log(10), abs=0.05)
 
 
 @pytest.mark.parametrize(
