@@ -10,7 +10,8 @@ exact McNemar tests, and of their average certified radius (ACR) with its standa
 networks see the same noise. Recipes that hold images out are certified by the epoch that validated best, which test
 images never choose. Votes are cast by `Looks` of the radii, up to `--n`, whose certificates fall short of the average
 radius, or with `--fixed` by a fixed number, as published averages are. Networks and ledgers are in `--out`: stopped,
-the same command goes on. Seconds of training count only if nothing else ran.
+the same command goes on, and networks whose epochs are done need no `training.pt` to be taken as they are. Seconds of
+training count only if nothing else ran.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 from art_rs_plugin import Fixed, Looks, RandomizedSmoothingPyTorch
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
 from art_rs_plugin.core.paired import difference, mcnemar_two_sided
-from art_rs_plugin.experiments import datasets, recipes, runs, training
+from art_rs_plugin.experiments import checkpoints, datasets, recipes, runs, training
 from art_rs_plugin.experiments.ledger import read_ledger
 
 ALPHA, N0 = 0.001, 100
@@ -44,12 +45,26 @@ def trained(options, name):
             f"  {name}: epoch {epoch['epoch']}/{recipe.epochs}, {epoch['seconds']:.1f} s", file=sys.stderr, flush=True
         )
 
-    training.train(
-        data, recipe.model or options.model, options.sigma, out, recipe=recipe, seed=options.seed, on_epoch=say
-    )
+    if not finished(out, recipe, options):
+        training.train(
+            data, recipe.model or options.model, options.sigma, out, recipe=recipe, seed=options.seed, on_epoch=say
+        )
     epochs = [json.loads(line) for line in (out / training.METRICS).read_text().splitlines()]
     best = out / training.BEST
     return (best if best.exists() else out), recipe, sum(epoch["seconds"] for epoch in epochs)
+
+
+def finished(folder, recipe, options):
+    """Whether `folder` has the network of the recipe after its last epoch, and no state to go on from."""
+    about = folder / checkpoints.ABOUT
+    if (folder / training.STATE).exists() or not about.exists():
+        return False
+    said = json.loads(about.read_text())
+    told = {"seed": options.seed, **training.told(recipe)}
+    there = {name: said["training"].get(name) for name in told}
+    if (said["sigma"], there) != (options.sigma, json.loads(json.dumps(told))):
+        sys.exit(f"{folder} must hold the network of this recipe, sigma and seed, got {said['sigma']}, {there}")
+    return said["training"]["last_epoch"]["epoch"] == recipe.epochs
 
 
 def certified(options, name, folder):

@@ -139,5 +139,10 @@ def test_methods_are_compared_in_pairs_on_what_their_ledgers_hold(tmp_path):
     assert rows[2][4].startswith(f"{right[1].mean() - right[0].mean():+.3f} (")
     about = json.loads((tmp_path / "out" / "held-0.25" / "best" / "checkpoint.json").read_text())
     assert about["training"]["method"] == "consistency"
+    for state in (tmp_path / "out").glob("*/training.pt"):
+        state.unlink()
     again = subprocess.run(command, capture_output=True, text=True)
     assert (again.stdout, again.returncode) == (done.stdout, 0)  # seconds and all: nothing is done anew
+    other = subprocess.run([*command, "--epochs", "3"], capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "must hold the network of this recipe, sigma and seed" in other.stderr

@@ -86,7 +86,6 @@ def train(
     if recipe.average is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)  # type: ignore[no-untyped-call]
     kept, held_out = _split(data, recipe.held_out, seed)
-    told = {name: value for name, value in asdict(recipe).items() if name not in ("data", "model")}
     folder = _Folder(
         out,
         model if average is None else average.module,
@@ -94,7 +93,7 @@ def train(
             "architecture": architecture,
             "sigma": sigma,
             "data": {"name": data.name, "split": data.split},
-            "training": {"seed": seed, **told},
+            "training": {"seed": seed, **told(recipe)},
             "versions": runs.versions(),
         },
         Validation(*data.arrays(held_out[:VALIDATED]), sigma, seed) if held_out else None,
@@ -146,6 +145,11 @@ def train(
     folder.write_metrics()
     folder.save(out, history[-1])
     return folder.model
+
+
+def told(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint says of the recipe that it was trained by; data and model stand elsewhere in it."""
+    return {name: value for name, value in asdict(recipe).items() if name not in ("data", "model")}
 
 
 @dataclass
