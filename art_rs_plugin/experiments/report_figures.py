@@ -26,7 +26,6 @@ from art_rs_plugin.core.population import population_accuracy_lower
 from art_rs_plugin.experiments.curve import DASHES
 
 COLOURS = 7
-OUTCOMES = ("right", "abstained", "wrong")
 _WIDTH = 1.6
 
 # colours that stand for those of the page; none of them is ever seen
@@ -134,7 +133,7 @@ def votes_share(log: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def outcomes(log: pd.DataFrame) -> list[NDArray[np.bool_]]:
-    """Which images are each of `OUTCOMES`."""
+    """Which images were certified right, which abstained, and which were certified wrong."""
     abstained = (log["prediction"] == ABSTAIN).to_numpy()
     right = (log["prediction"] == log["label"]).to_numpy() & ~abstained
     return [right, abstained, ~right & ~abstained]
