@@ -78,7 +78,7 @@ def audit(
         Finding("labels", None, why) if data is None else _labels(header, entries, data),
     ]
     if any(finding.holds is False for finding in findings):
-        findings.append(Finding("network", None, "not looked at, for the ledger is at odds with itself or the images"))
+        findings.append(Finding("network", None, "neither weights nor votes were looked at: what is above is at fault"))
     elif checkpoint is None:
         findings.append(Finding("network", None, "no checkpoint was given: neither its weights nor votes were checked"))
     elif data is None or "noise" not in header:
@@ -87,10 +87,13 @@ def audit(
     else:
         estimator = casting.smoothed(header, checkpoint, model_name, data)
         findings += _network(header, estimator, data)
-        if all(finding.holds is not False for finding in findings) and replay != 0:
-            findings.append(
-                _votes(header, entries, estimator, data, replay, tolerance, chance or SystemRandom(), on_row)
-            )
+        if any(finding.holds is False for finding in findings):
+            findings.append(Finding("votes", None, "none were cast again, for the network is another"))
+        elif replay == 0:
+            findings.append(Finding("votes", None, "none were cast again: a row altered consistently is not found"))
+        else:
+            chance = SystemRandom() if chance is None else chance
+            findings.append(_votes(header, entries, estimator, data, replay, tolerance, chance, on_row))
     findings.append(Finding("the run", None, "seconds, versions and device are what the run itself says"))
     return findings
 
@@ -152,8 +155,12 @@ def _order(header: Row, entries: list[Row], rows: int | None, any_images: bool) 
         if index != due:
             problem = f"line {line} is image {index}, where image {due} is due: a row is missing, moved or added"
             return Finding("images", False, problem)
-    whole = rows is not None or (len(indices) > 1 and indices[-1] + step >= images)
-    end = "none is missing" if whole else "whether the last ones are missing, is open (--rows says how many there are)"
+    whole = len(indices) > 1 and indices[-1] + step >= images
+    if rows is not None or (whole and step == 1):
+        end = "none is missing"
+    else:
+        doubt = "others between them are missing" if whole else "the last ones are missing"
+        end = f"whether {doubt}, is open (--rows says how many there are)"
     which = f", every {step}-th" if len(indices) > 1 and step > 1 else ""
     return Finding("images", True, f"{len(indices)} of {images}{which}, in order; {end}")
 

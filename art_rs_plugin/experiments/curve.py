@@ -25,7 +25,9 @@ from art_rs_plugin.experiments.logs import round_down, write_atomically
 DECIMALS = 3
 # distinct without colour by their dashes, and with it (Okabe & Ito 2008) also to the colour-blind
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
-_DASHES = ["-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1.5)), (0, (8, 2, 1.5, 2, 1.5, 2))]
+DASHES: list[tuple[float, ...]] = [
+    (), (6, 2), (1.5, 1.5), (6, 2, 1.5, 2), (3, 1.5), (8, 2, 1.5, 2, 1.5, 2), (12, 2), (1.5, 4), (3, 1.5, 1.5, 1.5),
+]  # fmt: skip
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "art-rs", "svg.fonttype": "path", "path.simplify": False}
 
 
@@ -114,8 +116,8 @@ def draw(axes: Axes, logs: Mapping[str, pd.DataFrame], looks: Iterable[Mapping[s
 
 def styles() -> Iterator[dict[str, Any]]:
     """How to draw one line after the other, endlessly: told apart by dashes alone, and by colour."""
-    for colour, dashes in zip(cycle(_COLOURS), cycle(_DASHES), strict=False):
-        yield {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+    for colour, dashes in zip(cycle(_COLOURS), cycle(DASHES), strict=False):
+        yield {"color": colour, "linestyle": (0, dashes) if dashes else "-", "linewidth": 1.8}
 
 
 def tidy(axes: Axes) -> None:

@@ -21,6 +21,7 @@ from art_rs_plugin.core.budgets import Looks
 from art_rs_plugin.core.curves import average_certified_radius
 from art_rs_plugin.experiments import report_figures as figures
 from art_rs_plugin.experiments import report_images as images
+from art_rs_plugin.experiments.curve import DASHES
 from art_rs_plugin.experiments.logs import read_logs, round_down, write_atomically
 from art_rs_plugin.experiments.origin import images_of
 from art_rs_plugin.noise import distribution
@@ -139,7 +140,7 @@ def _section(name: str, log: pd.DataFrame, number: int, root: Path | None) -> tu
     return {
         "name": name,
         "colour": number % figures.COLOURS,
-        "dashes": " ".join(f"{2 * dash:g}" for dash in figures.DASHES[number % len(figures.DASHES)]),
+        "dashes": " ".join(f"{2 * dash:g}" for dash in DASHES[number % len(DASHES)]),
         "sigma": f"{header['noise']['sigma']:g}",
         "probabilities": figures.class_probabilities(log),
         "votes": figures.votes(log) if "votes" in log and log["votes"].nunique() > 1 else "",

@@ -23,10 +23,9 @@ from scipy.special import ndtri
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.curves import certified_accuracy, certified_accuracy_lower
 from art_rs_plugin.core.population import population_accuracy_lower
+from art_rs_plugin.experiments.curve import DASHES
 
-DASHES: list[tuple[float, ...]] = [(), (6, 2), (1.5, 1.5), (6, 2, 1.5, 2), (3, 1.5), (8, 2, 1.5, 2, 1.5, 2)]
 COLOURS = 7
-OUTCOMES = ("right", "abstained", "wrong")
 _WIDTH = 1.6
 
 # colours that stand for those of the page; none of them is ever seen
@@ -109,7 +108,7 @@ def class_probabilities(log: pd.DataFrame) -> Markup:
         axes.set_xticks([*ndtri(ticks), edges[-2] + 0.125], [*(f"{p:g}".lstrip("0") for p in ticks), "all"])
         axes.axvline(0.0, color=_INK, linewidth=0.8, linestyle=":")
         axes.set(xlabel="share of votes for the class (estimate of p_A)", ylabel="share of images")
-        axes.set_xlim(edges[0], edges[-1])
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.06 * bottom.max()))
         return _svg(figure, "Distribution of the share of votes for the selected class")
 
 
@@ -134,7 +133,7 @@ def votes_share(log: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def outcomes(log: pd.DataFrame) -> list[NDArray[np.bool_]]:
-    """Which images are each of `OUTCOMES`."""
+    """Which images were certified right, which abstained, and which were certified wrong."""
     abstained = (log["prediction"] == ABSTAIN).to_numpy()
     right = (log["prediction"] == log["label"]).to_numpy() & ~abstained
     return [right, abstained, ~right & ~abstained]

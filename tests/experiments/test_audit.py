@@ -268,6 +268,15 @@ def test_a_missing_end_takes_somebody_who_knows_how_many_rows_there_are(folder):
     assert at_fault(audited(folder, header, rows[3:7][::-1], any_images=True)) == []
 
 
+def test_every_second_row_alone_takes_somebody_who_knows_how_many_there_are(folder):
+    header, rows = read(folder, "fixed")
+    (images,) = (finding for finding in audited(folder, header, rows[::2]) if finding.what == "images")
+    assert images.holds
+    assert "every 80-th" in images.said
+    assert "whether others between them are missing, is open" in images.said
+    assert at_fault(audited(folder, header, rows[::2], rows=12)) == ["images"]
+
+
 def test_a_torn_line_is_told_and_is_no_fault(folder):
     path = folder / "torn.jsonl"
     path.write_bytes((folder / "fixed.jsonl").read_bytes()[:-10])
@@ -294,6 +303,17 @@ def test_another_images_votes_are_found_by_casting_them_again(folder, name):
     findings = audited(folder, header, altered, checkpoint=folder / "network", replay=None)
     assert at_fault(findings) == ["votes"]
     assert f"image {EVERY * target}: " in next(finding.said for finding in findings if finding.what == "votes")
+
+
+def test_votes_that_were_not_cast_again_are_named(folder):
+    header, rows = read(folder, "fixed")
+    for options, why in (
+        ({"checkpoint": folder / "network", "replay": 0}, "a row altered consistently is not found"),
+        ({"checkpoint": folder / "other"}, "the network is another"),
+    ):
+        (votes,) = (finding for finding in audited(folder, header, rows, **options) if finding.what == "votes")
+        assert votes.holds is None
+        assert why in votes.said
 
 
 def test_the_number_of_a_randomized_bound_ties_votes_to_their_image_and_seed(folder):

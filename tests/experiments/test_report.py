@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.stats import binom, norm
 
 from art_rs_plugin import Looks
-from art_rs_plugin.experiments import datasets
+from art_rs_plugin.experiments import datasets, report_figures
+from art_rs_plugin.experiments.logs import read_log
 from art_rs_plugin.experiments.report import write_report
 
 RADII = (0.0, 0.25, 0.5)
@@ -97,6 +98,15 @@ def test_p_a_votes_and_seconds(tmp_path, rows):
         assert float(cell.split()[0]) == pytest.approx(np.mean([p >= level for p in share]), abs=0.001)
         assert f"(r = {SIGMA * norm.ppf(level):.3f})" in cell
     assert page.tables[3][1][1:] == ["44,000", "1,100", "1,100", "1,100", "20.0", "0.5", "2,200"]
+
+
+def test_the_distribution_of_p_a_has_room_above_its_highest_bar(rows, tmp_path, monkeypatch):
+    log = read_log(ledger(tmp_path / "one.jsonl", rows))
+    monkeypatch.setattr(report_figures, "_svg", lambda figure, said: figure)
+    (axes,) = report_figures.class_probabilities(log).axes
+    tops = [bar.get_y() + bar.get_height() for bar in axes.patches]
+    assert max(tops) < axes.get_ylim()[1]
+    assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
 
 
 def test_votes_that_vary_have_a_picture_and_a_word_of_warning(tmp_path):

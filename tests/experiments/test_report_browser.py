@@ -77,6 +77,18 @@ def test_the_page_fits_is_readable_and_runs_nothing_of_its_names(browser, page_o
     context.close()
 
 
+def test_a_phone_shows_numbers_and_that_there_are_more(browser, page_of):
+    context = browser.new_context(viewport={"width": 380, "height": 800})
+    page = context.new_page()
+    page.goto(page_of)
+    for column in (3, 4):
+        box = page.locator(f".words tbody tr:first-child > :nth-child({column})").bounding_box()
+        assert box["x"] + box["width"] <= 380
+    shade = page.locator(".words .scroll").evaluate("table => getComputedStyle(table).backgroundImage")
+    assert shade.count("linear-gradient") == 4
+    context.close()
+
+
 def test_a_table_is_copied_as_cells(browser, page_of):
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -97,6 +109,9 @@ def test_the_page_is_white_on_paper_and_has_no_buttons(browser, page_of):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("button.copy").first.is_visible()
+    # a long table goes on, on the next page, and none is shaded
+    assert page.locator(".settings figure").first.evaluate("it => getComputedStyle(it).breakInside") == "auto"
+    assert page.locator(".scroll").first.evaluate("it => getComputedStyle(it).backgroundImage") == "none"
     assert page.pdf(format="A4").startswith(b"%PDF")
     context.close()
 

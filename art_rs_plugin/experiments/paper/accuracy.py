@@ -75,7 +75,7 @@ def guaranteed(logs: Logs, *, data: str, sigma: float, alpha: float | None = 0.0
     axes.set(xlabel=r"$\ell_2$ radius $r$ (unit of the input)", ylabel="certified accuracy", ylim=(0, 1.02))
     axes.set_xlim(0, 1.05 * max(float(radius[-1]) for radius, _ in lines.values()) or 1)
     tidy(axes)
-    level = "" if alpha is None else f", bounded anew at α = {alpha:g}"
+    level = "" if alpha is None else f"\nbounded anew at α = {alpha:g}"
     finish(axes, list(lines), f"{data}, σ = {sigma:g}, m = {len(log.frame)}, ρ = {rho:g}\n{log.setting}{level}")
     footnote(
         figure,

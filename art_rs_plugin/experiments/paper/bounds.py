@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,21 +81,15 @@ def on_data(logs: Logs, *, data: str, sigma: float, alpha: float = 0.001) -> Fig
     where = f"{data}, σ = {sigma:g}"
     curves(left, frames, f"{where}: by bound\n{log.setting}")
     if log.fixed:
-        projected = {
-            _named(f"n = {grouped(n)}{'' if n == log.n else ' (extrapolated)'}", supposed): frame
-            for n in VOTES
-            for supposed, frame in log.projected(alpha=alpha, n=n).items()
-        }
-        curves(middle, projected, f"{where}: by number of votes, α = {alpha:g}\nextrapolated n certifies nothing")
+        votes = {f"n = {grouped(n)}{'' if n == log.n else ' (extrapolated)'}": n for n in VOTES}
+        projected, looks = _supposed({name: log.projected(alpha=alpha, n=n) for name, n in votes.items()})
+        title = f"{where}: by number of votes, α = {alpha:g}\nextrapolated n certifies nothing"
+        curves(middle, projected, title, looks)
     else:
         _say_instead(middle, "The votes decided how many were drawn:\nthere is no n to project from.")
-    anew = {
-        _named(f"α = {level:g}", supposed): frame
-        for level in ALPHAS
-        for supposed, frame in log.projected(alpha=level).items()
-    }
+    anew, looks = _supposed({f"α = {level:g}": log.projected(alpha=level) for level in ALPHAS})
     how = f"n = {grouped(log.n)}" if log.fixed else "each look at its share of α"
-    curves(right, anew, f"{where}: by α, bounded anew\n{how}")
+    curves(right, anew, f"{where}: by α, bounded anew\n{how}", looks)
     if not log.header:
         footnote(
             figure,
@@ -140,8 +134,16 @@ def _lines(axes: Axes, x: Any, lines: Sequence[Any]) -> None:
     tidy(axes)
 
 
-def _named(name: str, supposed: str) -> str:
-    return f"{name}, {supposed}" if supposed else name
+def _supposed(
+    projected: Mapping[str, Mapping[str, pd.DataFrame]],
+) -> tuple[dict[str, pd.DataFrame], list[dict[str, Any]]]:
+    """Frames, the alpha that each supposes in its name, and how to draw them: a second alpha's line is thinner."""
+    frames, looks = {}, []
+    for (name, by), look in zip(projected.items(), styles(), strict=False):
+        for place, (supposed, frame) in enumerate(by.items(), 1):
+            frames[f"{name}, {supposed}" if supposed else name] = frame
+            looks.append(look | {"linewidth": look["linewidth"] / place})
+    return frames, looks
 
 
 def _say_instead(axes: Axes, text: str) -> None:

@@ -1,14 +1,16 @@
 """What figures draw: their lines against the definition, and what must be written on them."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from paper_logs import radius_of
+from paper_logs import radius_of, write_certified
 from scipy.stats import binom, norm
 
 from art_rs_plugin.core.records import Certificate
+from art_rs_plugin.experiments.curve import DASHES, styles
 from art_rs_plugin.experiments.ledger import Ledger
 from art_rs_plugin.experiments.paper import accuracy, baselines, bounds, sources
 from art_rs_plugin.experiments.paper.log import Log
@@ -193,6 +195,26 @@ def test_figure_8_projects_and_says_what_is_an_extrapolation(logs):
         truth = np.mean([radius_of(k, 1000, alpha, 0.25) >= 0.2 for k in (1000, 1000, 999, 950, 800, 700, 600, 520)])
         assert height(line, 0.2) == pytest.approx(truth * 8 / 9)
     assert log.setting.replace("\u2009", " ") in words(figure).replace("\u2009", " ").replace("\n", " ")
+
+
+def test_figure_8_shows_both_levels_where_they_cannot_be_told_apart(tmp_path):
+    path = tmp_path / "certify/cifar10/resnet110/noise_0.50/test/sigma_0.50"
+    write_certified(path, [90_000, 80_000, 70_000, 10], n=100_000, alpha=0.01, sigma=0.5)
+    left, middle, right = bounds.on_data(sources.find([tmp_path]), data="cifar10", sigma=0.5).axes
+    assert "α = 0.001 or 0.01 (undetermined)" in left.get_title()
+    for axes, count in ((middle, len(bounds.VOTES)), (right, len(bounds.ALPHAS))):
+        ends = [name.split(", ")[-1] for name in names(axes)]
+        assert ends == ["if log's α = 0.001", "if log's α = 0.01"] * count
+        lines = axes.get_lines()
+        for one, other in zip(lines[::2], lines[1::2], strict=True):
+            assert one.get_linestyle() == other.get_linestyle()
+            assert one.get_color() == other.get_color()
+            assert one.get_linewidth() > other.get_linewidth()
+
+
+def test_lines_are_told_apart_without_colour():
+    dashes = [str(look["linestyle"]) for look in islice(styles(), len(DASHES))]
+    assert len(set(dashes)) == len(DASHES) == 9
 
 
 def test_figure_8_in_numbers(logs):
