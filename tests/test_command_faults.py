@@ -1,5 +1,6 @@
 """Commands on a full disk, in a read-only folder, on a device, and by two at once: one line, and nothing lost."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -39,6 +40,7 @@ def folder():
             torch.manual_seed(0)
             checkpoints.save_checkpoint(folder / "network", models.build(**architecture), about)
         run(*certify(folder, folder / "whole.jsonl"))
+        (folder / "again.jsonl").write_bytes((folder / "whole.jsonl").read_bytes())
         yield folder
 
 
@@ -96,17 +98,14 @@ class TestFullDisk:
         run(*words.format(folder, tmp_path).split())
 
 
-@pytest.fixture
-def read_only(folder):
-    """A folder that one may not write in: not even root, who becomes nobody meanwhile."""
-    place = folder / "read-only"
-    place.mkdir(exist_ok=True)
-    place.chmod(0o555)
+@contextlib.contextmanager
+def as_nobody():
+    """Not as root, who may write anywhere."""
     user = os.geteuid()
     try:
         if user == 0:
             os.seteuid(NOBODY)
-        yield place
+        yield
     finally:
         os.seteuid(user)
 
@@ -119,13 +118,19 @@ def read_only(folder):
         "train --data digits --model mlp --sigma 0.25 --epochs 1 --out {1}/it",
         "curve {0}/whole.jsonl --out {1}/curves",
         "report {0}/whole.jsonl --out {1}/report.html",
-        "paired {0}/whole.jsonl {0}/whole.jsonl --out {1}/paired.csv",
+        "paired {0}/whole.jsonl {0}/again.jsonl --out {1}/paired.csv",
     ],
     ids=lambda words: words.split()[0],
 )
-def test_a_folder_that_is_read_only_gets_one_line(folder, read_only, words):
-    assert "Permission denied" in run(*words.format(folder, read_only).split(), code=2)
-    assert list(read_only.iterdir()) == []
+def test_a_folder_that_is_read_only_gets_one_line(folder, tmp_path, words):
+    place = folder / "read-only"
+    place.mkdir(exist_ok=True)
+    place.chmod(0o555)
+    if words.startswith("train"):  # imports what nobody might not read
+        run(*words.format(folder, tmp_path).split())
+    with as_nobody():
+        assert "Permission denied" in run(*words.format(folder, place).split(), code=2)
+    assert list(place.iterdir()) == []
 
 
 def test_devices_are_no_place_for_ledgers(folder):
@@ -156,8 +161,8 @@ def test_an_image_without_finite_logits_is_named_and_all_others_are_certified(fo
                 self.model = model
 
             def forward(self, x):
-                # noise has a norm of about .25 * 8 = 2: copies of image 5 alone are so close to it
-                close = (x - image).flatten(1).norm(dim=1) < 2.7
+                # noise has a norm of 2 +- .2: a third of the copies of image 5, and none of others, are so close to it
+                close = (x - image).flatten(1).norm(dim=1) < 1.9
                 return torch.where(close[:, None], torch.inf, self.model(x))
 
         return Spoilt(), sigma
