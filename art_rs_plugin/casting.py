@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class Casting(_Base):
     noise: Distribution
     n: int
     seed: int | None
+    _most_rows: int | None = None  # what memory has been found to hold
 
     @property
     def arithmetic(self) -> str:
@@ -50,7 +52,8 @@ class Casting(_Base):
         """Compile f if it is to be and is not yet: at the start of every call that casts votes."""
 
         def example() -> torch.Tensor:
-            batch = example_batch(torch.full((1, *self.input_shape), 0.5, device=self.device), self.noise)
+            x = torch.full((1, *self.input_shape), 0.5, device=self.device)
+            batch = example_batch(x, self.noise, self._rows(None, x))
             with torch.inference_mode():  # as workers do: a batch made elsewhere would be compiled for by itself
                 return preprocessed(self, batch, False)
 
@@ -63,26 +66,47 @@ class Casting(_Base):
         """Class counts of each request, int64 (len(requests), nb_classes)."""
         if not requests:
             return np.zeros((0, self.nb_classes), dtype=np.int64)
-        program = self._arithmetic.program
-        with mode(self.model, training=False), self._arithmetic.as_is():
-            count = partial(
-                count_votes,
-                self._forwards,
-                x.to(self.device),
-                requests,
-                noise=self.noise,
-                nb_classes=self.nb_classes,
-                seed=seed,
+        again = True  # once, if somebody has reset torch's compiler
+        while True:
+            with mode(self.model, training=False), self._arithmetic.as_is():
+                program = self._arithmetic.program
                 # a compiled f has rows of its own: another number would be another f, and a minute's work
-                batch_size=self._rows(batch_size if program is None else None, x),
-            )
-            try:
-                return count()
-            except Exception:
-                if program is None or not program.stale:
-                    raise
-            self._prepare()  # somebody has reset torch's compiler
-            return count()
+                rows = self._rows(batch_size if program is None else None, x)
+                try:
+                    return count_votes(
+                        self._forwards,
+                        x.to(self.device),
+                        requests,
+                        noise=self.noise,
+                        nb_classes=self.nb_classes,
+                        seed=seed,
+                        batch_size=rows,
+                    )
+                except torch.OutOfMemoryError:
+                    if rows <= 2:  # no forward pass has fewer
+                        raise
+                    too_many = True
+                except Exception:
+                    if program is None or not program.stale or not again:
+                        raise
+                    again = too_many = False
+            if too_many:  # out here, where no traceback holds what memory is to be freed
+                self._take_fewer(rows // 2)
+            self._prepare()
+
+    def _take_fewer(self, rows: int) -> None:
+        """After a forward pass that was too large for the device: no more rows than these from now on.
+
+        The votes are the same ones, as far as f's logits do not depend on the number of rows.
+        """
+        warnings.warn(
+            f"{self.device} ran out of memory: forward passes take at most {rows} noisy copies from here on",
+            stacklevel=3,
+        )
+        self._most_rows = rows
+        self._arithmetic.program = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _forwards(self, count: int) -> list[Forward]:
         """`count` functions from inputs to logits that may run side by side, see `votes.Forwards`."""
@@ -93,11 +117,11 @@ class Casting(_Base):
 
     def _rows(self, batch_size: int | None, x: torch.Tensor) -> int:
         """Noisy copies per forward pass."""
-        return (
-            automatic_batch_size(x.shape[1:], self.device)
-            if batch_size is None
-            else checks.whole("batch_size", batch_size)
-        )
+        if batch_size is None:
+            rows = automatic_batch_size(x.shape[1:], self.device)
+        else:
+            rows = checks.whole("batch_size", batch_size)
+        return rows if self._most_rows is None else min(rows, self._most_rows)
 
     def _call_seed(self) -> int:
         """The estimator's seed, or a fresh one for this call."""

@@ -19,6 +19,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 
 from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
+from art_rs_plugin.independence import check_independent
 from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices
 from art_rs_plugin.layout import tried
 from art_rs_plugin.preprocessing import preprocessed
@@ -36,11 +37,12 @@ class TorchClassifier(PyTorchClassifier):
     :param optimizer: Needed only to fit.
     :param precision: "fp32", "bf16" or "fp16": what f computes in but for training, see `arithmetic`.
     :param compile: Whether torch compiles f for votes: True, False or "auto", see `arithmetic`.
+    :param check_coupling: Whether a model is refused that answers otherwise for the first `x` beside other inputs.
     :param kwargs: All else that ART's PyTorchClassifier takes. `device_type` defaults to "gpu" where there is one.
     :raises ValueError, TypeError: Each with name, rule and value.
     """
 
-    estimator_params = [*PyTorchClassifier.estimator_params, "precision", "compile"]  # noqa: RUF012
+    estimator_params = [*PyTorchClassifier.estimator_params, "precision", "compile", "check_coupling"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -53,10 +55,12 @@ class TorchClassifier(PyTorchClassifier):
         device_type: str | None = None,
         precision: str = "fp32",
         compile: bool | str = "auto",
+        check_coupling: bool = True,
         **kwargs: Any,
     ) -> None:
         loss = torch.nn.CrossEntropyLoss() if loss is None else loss
         self.precision, self.compile = precision, compile
+        self.check_coupling = checks.flag("check_coupling", check_coupling)
         _check_parts(model, loss, optimizer)
         super().__init__(
             model=model,
@@ -121,6 +125,7 @@ class TorchClassifier(PyTorchClassifier):
             device_type = _device_type(kwargs.pop("device_type", self._device_type))
             if given & {"model", "precision", "compile", "preprocessing"}:
                 self.__dict__.pop("_arithmetic", None)  # what was compiled may be another f
+            checks.flag("check_coupling", kwargs.get("check_coupling", self.check_coupling))
             super().set_params(**kwargs)
             self._place(device_type)
             if "nb_classes" in kwargs:
@@ -236,6 +241,9 @@ class TorchClassifier(PyTorchClassifier):
             raise ModelOutputError(
                 f"the model must return `nb_classes` = {self._nb_classes} logits, got {logits.shape[1]}"
             )
+        if self.check_coupling:
+            with mode(self.model, training=False):
+                check_independent(self._logits, x)
         self._input_shape = tuple(x.shape[1:])
         self._understood = True
 

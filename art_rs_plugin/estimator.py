@@ -18,6 +18,7 @@ from art_rs_plugin.core.certificate import check_votes
 from art_rs_plugin.core.rounded import check_sigma
 from art_rs_plugin.fitting import Fitting
 from art_rs_plugin.noise import NOISES, SOUND, Distribution, NoNoise
+from art_rs_plugin.randomness import TORCH, check_source
 from art_rs_plugin.smoothed import (
     Draws,
     LossOfProbabilities,
@@ -57,6 +58,8 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :param sound: Whether the guarantee holds in floating point too, whatever f makes of rounding (`docs/soundness.md`):
         for inputs whose every entry is a multiple of 1/255, and against others of that kind. Votes on other inputs are
         refused.
+    :param randomness: Where the random bits of votes come from: "torch", or "chacha20", a stream cipher that no network
+        is known to see through (package `cryptography`); whoever knows `seed` knows the noise of either.
     :param loss: A torch loss with a `reduction`; cross-entropy if None.
     :param input_shape: Shape of one input; that of the first `x` if None.
     :param nb_classes: Number of classes; from the model's last layer or first forward pass if None.
@@ -65,7 +68,10 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :raises ValueError, TypeError: Each with name, rule and value.
     """
 
-    estimator_params = [*TorchClassifier.estimator_params, "sigma", "n0", "n", "alpha", "seed", "distribution", "sound"]  # noqa: RUF012
+    estimator_params = [  # noqa: RUF012
+        *TorchClassifier.estimator_params,
+        *("sigma", "n0", "n", "alpha", "seed", "distribution", "sound", "randomness"),
+    ]
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         seed: int | None = None,
         distribution: str = "gaussian",
         sound: bool = False,
+        randomness: str = TORCH,
         loss: Any = None,
         input_shape: tuple[int, ...] | None = None,
         nb_classes: int | None = None,
@@ -85,7 +92,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         **kwargs: Any,
     ) -> None:
         self.sigma, self.n0, self.n, self.alpha, self.seed = sigma, n0, n, alpha, seed
-        self.distribution, self.sound = distribution, sound
+        self.distribution, self.sound, self.randomness = distribution, sound, randomness
         self._check_smoothing()
         # Gradient and training noise goes on from call to call: repeatable as a run, fresh at every step.
         self.gradient_calls = 0
@@ -99,8 +106,9 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         """The noise distribution, which knows the radius it gives."""
         if self.sound:
             shape = self._input_shape
-            return SOUND[self.distribution](self.sigma, None if shape is None else math.prod(shape))
-        return NOISES[self.distribution](self.sigma)
+            dimension = None if shape is None else math.prod(shape)
+            return SOUND[self.distribution](self.sigma, dimension, randomness=self.randomness)
+        return NOISES[self.distribution](self.sigma, randomness=self.randomness)
 
     def loss_gradient(
         self,
@@ -278,6 +286,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     def _check_smoothing(self) -> None:
         self.sigma = checks.positive("sigma", self.sigma)
         checks.one_of("distribution", self.distribution, NOISES)
+        check_source(self.randomness)
         self.sound = checks.flag("sound", self.sound)
         if self.sound:
             checks.one_of("distribution", self.distribution, SOUND)

@@ -11,8 +11,8 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import cache, lru_cache
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from numpy.typing import ArrayLike
 from art_rs_plugin.core import checks
 from art_rs_plugin.core.radii import FloatArray, cohen, near_gaussian
 from art_rs_plugin.core.rounded import BITS, LEVELS, check_sigma, table, total_variation
+from art_rs_plugin.randomness import TORCH, Generator, bits_, check_source, generator_of, normal_, restart
+
+AnyGenerator = TypeVar("AnyGenerator", bound=Generator)
 
 
 class Purpose(str, Enum):
@@ -44,7 +47,7 @@ class Purpose(str, Enum):
 class Noise(Protocol):
     """What a forward pass needs of a noise distribution."""
 
-    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def fill_(self, out: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` with noise drawn from `generator`, and return it."""
 
 
@@ -60,10 +63,13 @@ class Distribution(Noise, Protocol):
     norm: float
     sigma: float
 
+    def generator(self, device: torch.device) -> Generator:
+        """A generator for `noisy_`, on `device`; `seed_generator` puts it at the start of a stream."""
+
     def check(self, x: torch.Tensor) -> None:
         """ValueError for inputs (m, *shape), float32, around which its radius promises nothing."""
 
-    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` (rows, *shape) with noisy copies of `x` (*shape), as votes are cast on, and return it."""
 
     def radius(self, p_lower: ArrayLike, p_upper: ArrayLike) -> FloatArray:
@@ -76,7 +82,7 @@ class Distribution(Noise, Protocol):
 class NoNoise:
     """The base classifier's noise: zero."""
 
-    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def fill_(self, out: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` with zeros, and return it."""
         return out.zero_()
 
@@ -85,22 +91,28 @@ class Gaussian:
     """Isotropic Gaussian noise N(0, sigma^2 I) in input coordinates, and the l2 radius it gives (Theorem 1).
 
     :param sigma: Standard deviation, in the unit of `x`; finite and above 0, or ValueError.
+    :param randomness: Where the random bits of votes come from, a name in `randomness.RANDOMNESS`.
     """
 
     name = "gaussian"
     norm: float = 2
 
-    def __init__(self, sigma: float) -> None:
+    def __init__(self, sigma: float, *, randomness: str = TORCH) -> None:
         self.sigma = checks.positive("sigma", sigma)
+        self.randomness = check_source(randomness)
+
+    def generator(self, device: torch.device) -> Generator:
+        """A generator for votes, of this noise's randomness."""
+        return generator_of(self.randomness, device)
 
     def check(self, x: torch.Tensor) -> None:
         """Any inputs will do."""
 
-    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def fill_(self, out: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` (contiguous, floating point) with noise drawn from `generator`, and return it."""
-        return out.normal_(0.0, self.sigma, generator=generator)
+        return normal_(out, self.sigma, generator)
 
-    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` with x + noise, in its floating point, and return it."""
         return self.fill_(out, generator).add_(x)
 
@@ -109,8 +121,8 @@ class Gaussian:
         return cohen(p_lower, p_upper, sigma=self.sigma)
 
     def about(self) -> dict[str, Any]:
-        """Name and sigma."""
-        return {"name": self.name, "sigma": self.sigma}
+        """Name and sigma, and where random bits come from, unless it is from torch."""
+        return {"name": self.name, "sigma": self.sigma, **_told(self.randomness)}
 
     def __repr__(self) -> str:
         return f"Gaussian(sigma={self.sigma!r})"
@@ -125,14 +137,20 @@ class RoundedGaussian:
 
     :param sigma: Standard deviation of the Gaussian, in the unit of `x`; above 0 and at most 16, or ValueError.
     :param dimension: Numbers in one input, which the radius depends on; None where it is not known yet.
+    :param randomness: As in `Gaussian`.
     """
 
     name = "rounded-gaussian"
     norm: float = 2
 
-    def __init__(self, sigma: float, dimension: int | None = None) -> None:
+    def __init__(self, sigma: float, dimension: int | None = None, *, randomness: str = TORCH) -> None:
         self.sigma = check_sigma(sigma)
+        self.randomness = check_source(randomness)
         self.dimension = None if dimension is None else checks.whole("dimension", dimension)
+
+    def generator(self, device: torch.device) -> Generator:
+        """A generator for votes, of this noise's randomness."""
+        return generator_of(self.randomness, device)
 
     def check(self, x: torch.Tensor) -> None:
         """ValueError for inputs off the grid: the first number that is no whole 255th, in float32."""
@@ -146,25 +164,25 @@ class RoundedGaussian:
                 f"{x[at].item()!r} at x{list(at)}; numpy.rint({LEVELS} * x) / {LEVELS} is the nearest such input"
             )
 
-    def fill_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def fill_(self, out: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` (contiguous, floating point) with Z / 255, for gradients and training, and return it."""
         return self.draw_(out, generator).div_(out.new_full((), LEVELS))
 
-    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def noisy_(self, out: torch.Tensor, x: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` (contiguous, float32) with (255 x + Z) / 255, for `x` that passed `check`, and return it."""
         # a tensor to divide by: for a plain number GPUs multiply by its rounded inverse
         return self.draw_(out, generator).add_(_levels(x)).div_(out.new_full((), LEVELS))
 
-    def draw_(self, out: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def draw_(self, out: torch.Tensor, generator: Generator) -> torch.Tensor:
         """Overwrite `out` (contiguous, floating point) with Z, whole numbers, and return it."""
         reach, thresholds, decided = _prefix_table(self.sigma, out.device)
         flat = out.view(-1)
-        # four prefixes of 16 bits a word; torch draws all 64 bits of it
-        words = torch.empty(-(-flat.numel() // 4), dtype=torch.int64, device=out.device)
-        prefix = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: flat.numel()]
+        # four prefixes of 16 bits a word
+        words = bits_(torch.empty(-(-flat.numel() // 4), dtype=torch.int64, device=out.device), generator)
+        prefix = words.view(torch.int16)[: flat.numel()]
         flat.copy_(torch.index_select(decided, 0, prefix.int() + 2 ** (_PREFIX - 1)))
         undecided = flat.isnan().nonzero().squeeze(1)
-        rest = torch.empty_like(undecided).random_(0, 2 ** (BITS - _PREFIX), generator=generator)
+        rest = bits_(torch.empty_like(undecided), generator) & 2 ** (BITS - _PREFIX) - 1
         uniform = (prefix[undecided].long() + 2 ** (_PREFIX - 1) << BITS - _PREFIX) + rest
         flat[undecided] = (torch.searchsorted(thresholds, uniform, right=True) - reach).to(flat.dtype)
         return out
@@ -177,8 +195,8 @@ class RoundedGaussian:
         return near_gaussian(p_lower, p_upper, sigma=self.sigma, distance=total_variation(self.sigma, self._known()))
 
     def about(self) -> dict[str, Any]:
-        """Name, sigma and dimension; ValueError while the dimension is not known."""
-        return {"name": self.name, "sigma": self.sigma, "dimension": self._known()}
+        """Name, sigma, dimension, and what `Gaussian` says; ValueError while the dimension is not known."""
+        return {"name": self.name, "sigma": self.sigma, "dimension": self._known(), **_told(self.randomness)}
 
     def _known(self) -> int:
         if self.dimension is None:
@@ -187,6 +205,10 @@ class RoundedGaussian:
 
     def __repr__(self) -> str:
         return f"RoundedGaussian(sigma={self.sigma!r}, dimension={self.dimension!r})"
+
+
+def _told(randomness: str) -> dict[str, str]:
+    return {} if randomness == TORCH else {"randomness": randomness}
 
 
 NOISES: dict[str, type[Gaussian]] = {Gaussian.name: Gaussian}
@@ -264,37 +286,11 @@ def uniform(seed: int, purpose: Purpose, *position: int) -> float:
     return ((word >> 11) + 1) * 2.0**-53
 
 
-def seed_generator(generator: torch.Generator, seed: int, purpose: Purpose, *position: int) -> torch.Generator:
+def seed_generator(generator: AnyGenerator, seed: int, purpose: Purpose, *position: int) -> AnyGenerator:
     """Put `generator` at the start of a stream, see `stream`: cheaper than a new one for every block."""
-    key = _key(seed, purpose, position)
-    if generator.device.type == "cpu":
-        words = np.frombuffer(hashlib.shake_128(key).digest(4 * _MT_WORDS), dtype="<u4")
-        state = _fresh_cpu_state().copy()
-        state[_MT_OFFSET : _MT_OFFSET + 8 * _MT_WORDS] = words.astype("<u8").view(np.uint8)
-        generator.set_state(torch.from_numpy(state))
-    else:
-        generator.manual_seed(int.from_bytes(hashlib.shake_128(key).digest(8), "little", signed=True))
+    restart(generator, _key(seed, purpose, position))
     return generator
 
 
 def _key(seed: int, purpose: Purpose, position: tuple[int, ...]) -> bytes:
     return ":".join(["art-rs-plugin", str(seed), purpose.value, *map(str, position)]).encode()
-
-
-# torch's CPU generator state: seed (8 bytes), left (4), seeded (4), next (8), then 624 words of 32 bits in 8 bytes each
-_MT_WORDS = 624
-_MT_OFFSET = 24
-
-
-@cache
-def _fresh_cpu_state() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """State of a generator that was just seeded, so that its first draw twists the 624 words anew.
-
-    :raises RuntimeError: torch keeps it in another layout than the one that `seed_generator` writes to.
-    """
-    state = torch.Generator().manual_seed(0).get_state().numpy()
-    words = state[_MT_OFFSET:].view("<u8")
-    # the first two words that the generator's own seeding gives for 0 (Matsumoto and Nishimura 1998)
-    if len(words) < _MT_WORDS or words[:2].tolist() != [0, 1]:
-        raise RuntimeError(f"torch {torch.__version__} keeps the state of its CPU generator in an unknown layout")
-    return state

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from art_rs_plugin.noise import Distribution, Purpose, seed_generator
 
+_MOST_NAMED = 8
+
 BLOCK = 64
 """Rows of noise in a block. Part of what a seed means, as is their layout (see `_flat`): others give other votes."""
 
@@ -46,6 +48,26 @@ class ModelOutputError(ValueError):
     """The base classifier returned something that is no vote: logits of another shape, or not finite."""
 
 
+class NotFiniteError(ModelOutputError):
+    """The base classifier returned NaN or infinity for noisy copies of some examples, and so has no votes for them.
+
+    :ivar examples: (index, copies with such logits, votes asked for) of each of them.
+    """
+
+    def __init__(self, examples: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__(examples)  # what it takes, so that it can be pickled
+        self.examples = tuple(examples)
+
+    def __str__(self) -> str:
+        (index, spoilt, votes), *rest = self.examples
+        others = ", ".join(str(example[0]) for example in rest[:_MOST_NAMED])
+        more = f", and of others with {others}{', ...' if len(rest) > _MOST_NAMED else ''}" if rest else ""
+        return (
+            f"the model must return finite logits, got NaN or infinity in {spoilt} of {votes} noisy copies of the "
+            f"example with index {index}{more}"
+        )
+
+
 def count_votes(
     forwards: Forwards,
     x: torch.Tensor,
@@ -63,7 +85,7 @@ def count_votes(
 
     :param x: Clean inputs (m, *shape), float32, on the device that computes.
     :return: int64 of shape (len(requests), nb_classes); row i sums to `requests[i].votes`.
-    :raises ModelOutputError: Logits of another shape, or not finite, and for which example.
+    :raises ModelOutputError: Logits of another shape; `NotFiniteError` if they are not finite, and for which examples.
     """
     rows, flat = max(2, batch_size), _flat(x)
     on_cpu = x.device.type == "cpu"
@@ -83,11 +105,8 @@ def count_votes(
     result: NDArray[np.int64] = counts[:-1].cpu().numpy()
     spoilt = np.flatnonzero(result[:, nb_classes])
     if len(spoilt):
-        request = requests[spoilt[0]]
-        raise ModelOutputError(
-            f"the model must return finite logits, got NaN or infinity in {result[spoilt[0], nb_classes]} of "
-            f"{request.votes} noisy copies of the example with index {request.example}"
-        )
+        examples = [(requests[i].example, int(result[i, nb_classes]), requests[i].votes) for i in spoilt.tolist()]
+        raise NotFiniteError(examples)
     return np.ascontiguousarray(result[:, :nb_classes])
 
 
@@ -102,11 +121,12 @@ def automatic_batch_size(shape: Sequence[int], device: torch.device) -> int:
     return int(min(2048, max(64, 2**23 // size)))
 
 
-def example_batch(x: torch.Tensor, noise: Distribution) -> torch.Tensor:
-    """What a forward function is given where the batch size is automatic: noisy copies, here of `x[0]`."""
+def example_batch(x: torch.Tensor, noise: Distribution, rows: int) -> torch.Tensor:
+    """What a forward function is given that takes so many rows: noisy copies, here of `x[0]`."""
     flat = _flat(x[:1])
-    batch = flat.new_empty((automatic_batch_size(x.shape[1:], x.device), *flat.shape[1:]))
-    return _image(noise.noisy_(batch, flat[0], seed_generator(torch.Generator(x.device), 0, Purpose.INITIALISATION)))
+    batch = flat.new_empty((rows, *flat.shape[1:]))
+    generator = seed_generator(noise.generator(x.device), 0, Purpose.INITIALISATION)
+    return _image(noise.noisy_(batch, flat[0], generator))
 
 
 @contextmanager
@@ -182,7 +202,7 @@ class _Worker:
     ) -> None:
         self._forward, self._flat, self._requests = forward, flat, requests
         self._noise, self._nb_classes, self._seed = noise, nb_classes, seed
-        self._generator = torch.Generator(flat.device)
+        self._generator = noise.generator(flat.device)
         self._batch = flat.new_zeros((rows, *flat.shape[1:]))
         self._block = flat.new_empty((BLOCK, *flat.shape[1:]))
         self._drawn: tuple[int, int] | None = None  # position and number of the block in `_block`

@@ -18,7 +18,7 @@ from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_
 from art_rs_plugin.core.records import ABSTAIN, VoteCertificate, check_votes
 from art_rs_plugin.inputs import checked_indices
 from art_rs_plugin.noise import Purpose, uniform
-from art_rs_plugin.votes import Request
+from art_rs_plugin.votes import NotFiniteError, Request
 
 # Votes counted in one go: examples share forward passes where n is small, and each is a unit of work where n is large.
 _VOTES_AT_ONCE = 8192
@@ -27,7 +27,10 @@ _INPUTS_AT_ONCE = 32
 
 
 class CertificationError(RuntimeError):
-    """Certification stopped half-way; `certificates` holds those made before, `__cause__` says why it stopped."""
+    """Certification did not come to its end; `certificates` holds those that were made, `__cause__` says why.
+
+    Where f's logits for an example are not finite, which `__cause__` names, all others have theirs.
+    """
 
     def __init__(self, message: str, certificates: list[VoteCertificate]) -> None:
         super().__init__(message, certificates)  # both, so that it can be pickled
@@ -69,7 +72,8 @@ class Voting(Casting):
         :param y: Labels, (m,) indices or (m, nb_classes) one-hot, known before any vote: that class is certified or
             none, and no votes are drawn to select one. For benchmarks, where only the right class counts.
         :return: Predictions, int64 (m,), and radii, float64 (m,), in the unit of `x`; (-1, 0.0) is an abstention.
-        :raises CertificationError: The model failed on the way; carries the certificates made before.
+        :raises CertificationError: The model failed on the way; carries the certificates made before, or all others if
+            its logits for some inputs are not finite.
         :raises ValueError, TypeError: Unfit `x` or `y`, or an `n` that can never certify at this alpha.
         """
         certificates = self.certificates(x, n=n, batch_size=batch_size, budget=budget, y=y)
@@ -101,7 +105,8 @@ class Voting(Casting):
         except Exception as error:
             if not done:
                 raise
-            message = f"stopped after {len(done)} certificates, which `certificates` of this error holds: {error}"
+            came = "made all others," if isinstance(error, NotFiniteError) else "stopped after"
+            message = f"{came} {len(done)} certificates, which `certificates` of this error holds: {error}"
             raise CertificationError(message, done) from error
         return done
 
@@ -115,7 +120,10 @@ class Voting(Casting):
         budget: Budget | None = None,
         y: Any = None,
     ) -> Iterator[VoteCertificate]:
-        """Yield what `certificates` returns as it is made and in its order, so that a caller can keep it at once."""
+        """Yield what `certificates` returns as it is made and in its order, so that a caller can keep it at once.
+
+        An input for which f's logits are not finite is left out, and named by the `NotFiniteError` at the end.
+        """
         x = self._voted_on(x)
         if budget is None:
             budget = Fixed(n0=self.n0, n=self.n if n is None else n)
@@ -152,8 +160,10 @@ class Voting(Casting):
 
         Certificates come in order, and those that wait for an earlier one would be lost with the process: the first
         input may not lag far behind the last. An input that fails costs no earlier one its certificate: its error is
-        raised when its turn comes.
+        raised when its turn comes; or after the last one, if it is that f's logits for it are not finite, which says
+        nothing of others.
         """
+        spoilt: list[tuple[int, int, int]] = []
         steps: dict[int, Steps] = {}
         wanted: dict[int, tuple[str, int]] = {}
         done: dict[int, VoteCertificate | Exception] = {}
@@ -184,10 +194,15 @@ class Voting(Casting):
                     del wanted[row], steps[row]
             while first in done:
                 made = done.pop(first)
-                if isinstance(made, Exception):
-                    raise made
                 first += 1
-                yield made
+                if isinstance(made, NotFiniteError):
+                    spoilt += made.examples
+                elif isinstance(made, Exception):
+                    raise made
+                else:
+                    yield made
+        if spoilt:
+            raise NotFiniteError(spoilt)
 
     def _counts_or_errors(
         self, x: torch.Tensor, requests: list[Request], seed: int, batch_size: int | None

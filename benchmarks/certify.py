@@ -88,18 +88,18 @@ def forward_only(name, configuration, n):
     """What our certify spends at least: its workers' forward passes, of the same rows, over a batch that is there."""
     import torch
 
-    from art_rs_plugin.votes import example_batch, mode
+    from art_rs_plugin.votes import automatic_batch_size, example_batch, mode
 
     smoothed, x = estimator(name, configuration, n)
     smoothed.predict(x, n=100)
     x = torch.from_numpy(x)
     threads = torch.get_num_threads()
-    rows = len(example_batch(x, smoothed.noise))
+    rows = automatic_batch_size(x.shape[1:], x.device)
     passes = -(-n // rows)
 
     def work(forward, share):
         torch.set_num_threads(1)
-        batch = example_batch(x, smoothed.noise)
+        batch = example_batch(x, smoothed.noise, rows)
         with torch.inference_mode():
             for _ in range(share):
                 forward(batch)

@@ -76,7 +76,7 @@ class Contender:
         import torch
 
         from art_rs_plugin import RandomizedSmoothingPyTorch
-        from art_rs_plugin.votes import example_batch
+        from art_rs_plugin.votes import automatic_batch_size, example_batch
 
         subject = SUBJECTS[name]
         precision, _, how = configuration.partition("+")
@@ -101,7 +101,7 @@ class Contender:
         x = torch.from_numpy(self.x).to(self.estimator.device)
         # the very function and batch that certify uses
         self._forward = self.estimator._forwards(1)[0]
-        self._batch = example_batch(x, self.estimator.noise)
+        self._batch = example_batch(x, self.estimator.noise, automatic_batch_size(x.shape[1:], x.device))
         self.rows = len(self._batch)
 
     def passes(self, votes):

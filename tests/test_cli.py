@@ -208,7 +208,7 @@ def wait_for_rows(path: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been_stopped(here: Path, how: signal.Signals) -> None:
     words = [
         *[
@@ -236,8 +236,9 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been_stopped(here: Path
     wait_for_rows(here / words[-1], 3)
     process.send_signal(how)
     errors = process.communicate()[1]
-    if how is signal.SIGINT:
-        assert process.returncode == 130
+    assert process.returncode == (-how if how is signal.SIGKILL else 128 + how)
+    assert (here / words[-1]).read_bytes().endswith(b"}\n") or how is signal.SIGKILL, "the line was finished"
+    if how is not signal.SIGKILL:
         assert f"art-rs {shlex.join(words)}" in errors
         assert "Traceback" not in errors
     run(*words)

@@ -62,6 +62,7 @@ class TestParams:
             *PyTorchClassifier.estimator_params,
             "precision",
             "compile",
+            "check_coupling",
             "sigma",
             "n0",
             "n",
@@ -69,6 +70,7 @@ class TestParams:
             "seed",
             "distribution",
             "sound",
+            "randomness",
         ]
         estimator = smoothed(alpha=0.01)
         assert list(estimator.get_params()) == names

@@ -26,9 +26,10 @@ LAYERS = [
     {"asking", "inputs", "preprocessing"},
     {"training"},
     {"ascent", "smoothed"},
-    {"arithmetic", "layout"},
+    {"arithmetic", "independence", "layout"},
     {"votes"},
     {"noise"},
+    {"randomness"},
     {"core"},
 ]
 HEIGHT = {room: len(LAYERS) - depth for depth, rooms in enumerate(LAYERS) for room in rooms}

@@ -85,16 +85,20 @@ class TestModelFailingHalfway:
     # clear of each other, and of the zeros that pad a batch
     X = np.ones((6, *SHAPE), np.float32) * np.arange(100, 700, 100, dtype=np.float32).reshape(6, 1, 1, 1)
 
-    def test_names_the_example_and_keeps_the_certificates_before_it(self, n, bad):
+    def test_names_the_example_and_keeps_all_others(self, n, bad):
         def spoil(x):
             return torch.where((x[:, 0, 0, :1] / 100).round() == bad + 1, torch.nan, logits(x))
 
         indices = np.arange(6) + 70
         message = f"got NaN or infinity in 50 of 50 noisy copies of the example with index {70 + bad}"
-        with refuses((CertificationError, ModelOutputError), message) as caught:
+        with refuses(CertificationError, message) as caught:
             smoothed(Wrong(spoil), n=n).certificates(self.X, indices=indices)
-        self.assert_kept(caught.value, n, bad, indices)
-        assert isinstance(caught.value if bad == 0 else caught.value.__cause__, ModelOutputError)
+        assert "made all others, 5 certificates, which `certificates` of this error holds" in str(caught.value)
+        rest = np.delete(np.arange(6), bad)
+        assert caught.value.certificates == smoothed(Wrong(logits), n=n).certificates(
+            self.X[rest], indices=indices[rest]
+        )
+        assert caught.value.__cause__.examples == ((70 + bad, 50, 50),)
 
     def test_keeps_the_certificates_before_any_other_failure(self, n, bad):
         def fail(x):

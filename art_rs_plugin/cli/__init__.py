@@ -83,6 +83,7 @@ def certify(
     precision: options.Arithmetic = Precision.FP32,
     compile_: options.Compile = None,
     sound: options.Sound = False,
+    randomness: options.Random = options.Randomness.TORCH,
 ) -> None:
     """Certify images: an l2 radius each within which the smoothed classifier's prediction cannot change."""
     with reported(f"what is finished is in {out}"):
@@ -104,6 +105,7 @@ def certify(
             alpha=alpha,
             seed=seed,
             sound=sound,
+            randomness=randomness.value,
         )
         with bar("certify") as on_row:
             runs.certify(
@@ -144,6 +146,7 @@ def predict(
     precision: options.Arithmetic = Precision.FP32,
     compile_: options.Compile = None,
     sound: options.Sound = False,
+    randomness: options.Random = options.Randomness.TORCH,
 ) -> None:
     """Predict images with the smoothed classifier, or abstain."""
     with reported(f"what is finished is in {out}"):
@@ -152,7 +155,17 @@ def predict(
 
         images = options.load(data, split, data_root, download)
         estimator = options.smoothed(
-            checkpoint, images, sigma, model, device, precision, compile_, alpha=alpha, seed=seed, sound=sound
+            checkpoint,
+            images,
+            sigma,
+            model,
+            device,
+            precision,
+            compile_,
+            alpha=alpha,
+            seed=seed,
+            sound=sound,
+            randomness=randomness.value,
         )
         with bar("predict") as on_row:
             runs.predict(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,17 +55,41 @@ def bar(title: str) -> Iterator[Callable[[dict[str, Any], int, int], None]]:
         yield on_row
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: what is going on ends as by Ctrl-C."""
+
+
 @contextmanager
 def reported(kept: str) -> Iterator[None]:
-    """Turn what a user can mend into one line on standard error, and Ctrl-C into a way to go on."""
+    """Turn what a user can mend into one line on standard error, and Ctrl-C and SIGTERM into a way to go on."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with _terminable():
+            yield
+    except KeyboardInterrupt as stopped:
         again = shlex.join(["art-rs", *sys.argv[1:]])
         typer.echo(f"\nStopped; {kept}. To go on, run the same command again:\n  {again}", err=True)
-        raise typer.Exit(130) from None
+        number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         typer.echo(f"error: {error}", err=True)
         if isinstance(error, (RuntimeError, ArithmeticError)):
             typer.echo(f"Stopped; {kept}. The same command goes on from there.", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, in the main thread, which alone can."""
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the first is enough: a second would interrupt tidying up
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

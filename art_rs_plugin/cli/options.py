@@ -44,6 +44,13 @@ class Precision(str, Enum):
     FP16 = "fp16"
 
 
+class Randomness(str, Enum):
+    """Where the random bits of votes come from."""
+
+    TORCH = "torch"
+    CHACHA20 = "chacha20"
+
+
 Data = Annotated[str, typer.Option(help="Data set: digits (embedded), mnist, cifar10, svhn, imagenet, imagefolder.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of the data sets in torchvision's layout.", envvar="ART_RS_DATA")
@@ -67,6 +74,10 @@ Radii = Annotated[str, typer.Option(help="Radii of the table, in the unit of the
 Arithmetic = Annotated[Precision, typer.Option(help="What the network computes in; part of what is certified.")]
 Sound = Annotated[
     bool, typer.Option("--sound", help="Hold in floating point too, for images in whole 255ths (docs/soundness.md).")
+]
+Random = Annotated[
+    Randomness,
+    typer.Option(help="Where random bits come from: torch's generators, or a cipher that no network sees through."),
 ]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Compile the network; where it pays if not given.")

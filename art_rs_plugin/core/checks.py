@@ -95,5 +95,7 @@ def _real(name: str, value: SupportsFloat) -> float:
         raise TypeError(f"`{name}` must be a number, got {value!r}")
     try:
         return float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return math.inf
     except (TypeError, ValueError):
         raise TypeError(f"`{name}` must be a number, got {value!r}") from None

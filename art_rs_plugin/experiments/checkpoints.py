@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
+from art_rs_plugin.core import checks
 from art_rs_plugin.experiments import models
 
 WEIGHTS = "model.safetensors"
@@ -76,7 +76,7 @@ def load_checkpoint(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     about = _read_about(folder / ABOUT)
     try:
         model = models.build(**{key: about["architecture"][key] for key in _ARCHITECTURE})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"`{folder / ABOUT}` describes no architecture that can be built: {error}") from error
     tensors = _read_safetensors(folder / WEIGHTS)
     _check_fit(tensors, model, folder / WEIGHTS)
@@ -160,10 +160,14 @@ def _is_counter(name: str) -> bool:
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not JSON: {error}") from error
     _check_about(about, f"`{path}`")
     _check_keys(about, ["model_hash"], f"`{path}`")
+    try:
+        checks.positive("sigma", about["sigma"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{path}`: {error}") from None
     return dict(about)
 
 
@@ -183,7 +187,9 @@ def _read_safetensors(path: Path) -> Tensors:
     try:
         # read, not mapped: weights that follow later changes of the file would outlive their hash
         return dict(safetensors.torch.load(path.read_bytes()))
-    except safetensors.SafetensorError as error:
+    except OSError:
+        raise
+    except Exception as error:  # its own error, or torch's of a type that it does not have
         raise ValueError(f"`{path}` is not a whole safetensors file: {error}") from error
 
 

@@ -1,7 +1,9 @@
 """The ledger: what a run certified, one JSON line per example, written as it goes and continued after a crash.
 
 The first line is a header that says what was run: model, noise, seed, data, rule, versions, precision, device. A line
-counts once its newline is on the file; whatever follows the last whole line is dropped and done again.
+counts once its newline is on the file; whatever follows the last whole line is dropped and done again. Each line ends
+with a checksum of the rest of it, `crc` (CRC-32, which finds every flipped bit); a ledger whose header has none, made
+elsewhere or by hand, needs none.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +35,7 @@ ROW_KEYS = {
     "distance": ("index", "label", "seconds", "distance"),
     "attack": (*_ALWAYS, "counts", "n", "leaves", "clean", "eps", "l2", "linf"),
 }
+_CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"\}\n\Z')
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
 
 
@@ -45,11 +50,12 @@ class Ledger:
     :ivar done: Indices of the examples that are on disk.
     """
 
-    def __init__(self, path: Path, header: Row, done: set[int], file: BinaryIO) -> None:
+    def __init__(self, path: Path, header: Row, done: set[int], file: BinaryIO, *, sealed: bool = True) -> None:
         self.path = path
         self.header = header
         self.done = done
         self._file = file
+        self._sealed = sealed  # whether lines have checksums
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Ledger:
@@ -73,6 +79,7 @@ class Ledger:
                 raise ValueError(f"{path} is not a regular file: a ledger needs one to continue from")
             _lock(file, path)
             stored, done, end = _survey(path)
+            sealed = stored is None or _is_sealed(path)
             if stored is None:
                 from art_rs_plugin.noise import fresh_seed  # not at the top: readers of ledgers do without torch
 
@@ -85,7 +92,7 @@ class Ledger:
         except BaseException:
             file.close()
             raise
-        return cls(path, stored, done, file)
+        return cls(path, stored, done, file, sealed=sealed)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one example: one line, handed to the operating system before this returns.
@@ -95,7 +102,7 @@ class Ledger:
         :raises OSError: if the line cannot be written, as on a full disk; what was written before stays whole.
         """
         index = _index_of(row, self.header["kind"], self.done)
-        _write_line(self._file, self.path, row, kept=f"{len(self.done)} examples are kept")
+        _write_line(self._file, self.path, row, kept=f"{len(self.done)} examples are kept", sealed=self._sealed)
         self.done.add(index)
 
     def close(self) -> None:
@@ -154,16 +161,17 @@ def _survey(path: Path) -> tuple[Row | None, set[int], int]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Each whole line of a ledger, header first, with the offset of its end; stops before a torn last line."""
-    kind, seen, end = "", set[int](), 0
+    kind, seen, end, sealed = "", set[int](), 0, False
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                value = _parse(line)
+                body = _unsealed(line, None if number == 1 else sealed)
+                sealed, value = body != line, _parse(body)
             except ValueError as error:
-                if number > 1 and not file.read(1):
-                    return
+                if number > 1 and (sealed or not _CHECKSUM.search(line)) and not file.read(1):
+                    return  # torn, as a line with a checksum is not whose header has lost its own
                 problem = "is not a ledger" if number == 1 else "is corrupt"
                 raise ValueError(f"{path}, line {number}, {problem}: {error}") from None
             try:
@@ -176,6 +184,29 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
                 raise ValueError(f"{path}, line {number}: {error}") from None
             end += len(line)
             yield end, value
+
+
+def _is_sealed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return _CHECKSUM.search(file.readline()) is not None
+
+
+def _unsealed(line: bytes, sealed: bool | None) -> bytes:
+    """The line without its checksum, if it has the right one.
+
+    :param sealed: Whether it must have one; None if not known.
+    """
+    found = _CHECKSUM.search(line)
+    if found is None:
+        if sealed:
+            raise ValueError("its checksum is missing: the line was damaged or altered")
+        return line
+    body = line[: found.start()] + b"}"
+    if sealed is False:
+        raise ValueError("it has a checksum where the header has none: the header was damaged or altered")
+    if int(found[1], 16) != zlib.crc32(body):
+        raise ValueError(f"its checksum must be {zlib.crc32(body):08x}, got {found[1].decode()}: damaged or altered")
+    return body
 
 
 def _parse(line: bytes) -> Row:
@@ -201,8 +232,9 @@ def _index_of(row: Mapping[str, Any], kind: str, taken: set[int]) -> int:
     return index
 
 
-def _write_line(file: BinaryIO, path: Path, value: Mapping[str, Any], *, kept: str) -> None:
-    line = memoryview(json.dumps(value, allow_nan=False).encode() + b"\n")
+def _write_line(file: BinaryIO, path: Path, value: Mapping[str, Any], *, kept: str, sealed: bool = True) -> None:
+    body = json.dumps(value, allow_nan=False).encode()
+    line = memoryview(body[:-1] + b', "crc": "%08x"}\n' % zlib.crc32(body) if sealed else body + b"\n")
     end = os.fstat(file.fileno()).st_size
     try:
         while line:  # once around, unless the disk takes only a part

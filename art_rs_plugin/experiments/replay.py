@@ -14,6 +14,7 @@ from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Row, row_of
 from art_rs_plugin.experiments.remade import UNFIT, budget_of, differences, plain
 from art_rs_plugin.noise import SOUND
+from art_rs_plugin.randomness import TORCH
 
 _AT_ONCE = 64  # images, whose votes share forward passes
 _CHOICES = ("selected", "n0", "n")  # what a row says of its votes, and the votes
@@ -45,6 +46,7 @@ def smoothed(header: Row, checkpoint: Path, model_name: str | None, data: DataSe
         precision=precision,
         compile="compiled" in more,
         sound=header["noise"]["name"] in {kind.name for kind in SOUND.values()},
+        randomness=header["noise"].get("randomness", TORCH),
         device_type="cpu" if _device(header).startswith("cpu") or not torch.cuda.is_available() else "gpu",
     )
 

@@ -19,6 +19,7 @@ from art_rs_plugin.experiments import checkpoints, models
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
 from art_rs_plugin.experiments.rows import rule_of
+from art_rs_plugin.votes import NotFiniteError
 
 _IMAGES_AT_ONCE = 256
 
@@ -102,8 +103,9 @@ def certify(
         certificates = estimator.iter_certificates(
             x, indices=names, batch_size=batch_size, budget=budget, y=y if known_labels else None
         )
-        for certificate, label in zip(certificates, y, strict=True):
-            yield row_of(certificate, int(label), round(time.perf_counter() - start, 6))
+        labels = dict(zip(names, y, strict=True))
+        for certificate in certificates:  # none of an image for which f's logits are not finite
+            yield row_of(certificate, int(labels[certificate.index]), round(time.perf_counter() - start, 6))
             start = time.perf_counter()
 
     fill(estimator, data, indices, out, kind="certify", rule=rule, rows=rows, on_row=on_row)
@@ -124,9 +126,14 @@ def predict(
     check_prediction_votes(n, alpha)
 
     def rows(x: Any, y: Any, names: list[int]) -> Iterator[Row]:
+        spoilt: list[tuple[int, int, int]] = []
         for position, (index, label) in enumerate(zip(names, y, strict=True)):
             start = time.perf_counter()
-            (counts,) = estimator.votes(x[position : position + 1], n, indices=[index], batch_size=batch_size)
+            try:
+                (counts,) = estimator.votes(x[position : position + 1], n, indices=[index], batch_size=batch_size)
+            except NotFiniteError as error:
+                spoilt += error.examples
+                continue
             yield {
                 "index": index,
                 "label": int(label),
@@ -136,6 +143,8 @@ def predict(
                 "alpha": alpha,
                 "seconds": round(time.perf_counter() - start, 6),
             }
+        if spoilt:
+            raise NotFiniteError(spoilt)
 
     rule = {"name": "fixed", "n": n, "alpha": alpha}
     fill(estimator, data, indices, out, kind="predict", rule=rule, rows=rows, on_row=on_row)
@@ -155,6 +164,7 @@ def fill(
     """Open or continue the ledger and append what `rows` makes of the images that are not in it yet.
 
     :param rows: (images, labels, indices) -> their rows, in order.
+    :raises NotFiniteError: f's logits for some images are not finite; all others are in the ledger.
     """
     seed = estimator.seed
     _know_shape(estimator, data)
@@ -177,13 +187,19 @@ def fill(
             estimator.set_params(seed=ledger.header["seed"])
             missing = [index for index in wanted if index not in ledger.done]
             done = len(wanted) - len(missing)
+            spoilt: list[tuple[int, int, int]] = []
             for start in range(0, len(missing), _IMAGES_AT_ONCE):
                 names = missing[start : start + _IMAGES_AT_ONCE]
-                for row in rows(*data.arrays(names), names):
-                    ledger.append(row)
-                    done += 1
-                    if on_row is not None:
-                        on_row(row, done, len(wanted))
+                try:
+                    for row in rows(*data.arrays(names), names):
+                        ledger.append(row)
+                        done += 1
+                        if on_row is not None:
+                            on_row(row, done, len(wanted))
+                except NotFiniteError as error:
+                    spoilt += error.examples
+            if spoilt:
+                raise NotFiniteError(spoilt)
     finally:
         estimator.set_params(seed=seed)
 

@@ -5,6 +5,7 @@ import itertools
 import mpmath as mp
 import numpy as np
 import pytest
+from fifty_digits import exact_tail
 from scipy.stats import binom, multinomial
 from statsmodels.stats.proportion import proportion_confint
 
@@ -21,21 +22,6 @@ ALPHAS = [1e-9, 0.001, 0.01, 0.05, 0.5, 0.9, 0.999]
 
 def some_counts(n):
     return sorted({0, 1, 2, 3, 7, n // 10, n // 3, n // 2, 9 * n // 10, n - 2, n - 1, n} & set(range(n + 1)))
-
-
-def exact_tail(k: int, n: int, p: mp.mpf, uniform: float = 1.0) -> mp.mpf:
-    """P(X > k) + U P(X = k), X ~ Binomial(n, p): the pmf at k by gamma functions, then ratios outward."""
-    if k == 0 and uniform == 1:
-        return mp.mpf(1)
-    choose = mp.loggamma(n + 1) - mp.loggamma(k + 1) - mp.loggamma(n - k + 1)
-    term = mp.exp(choose + k * mp.log(p) + (n - k) * mp.log(1 - p))
-    total, odds = mp.mpf(0), p / (1 - p)
-    for j in range(k, n + 1):
-        total += term * uniform if j == k else term
-        if term < total * mp.mpf(10) ** -40:
-            break
-        term *= odds * (n - j) / (j + 1)
-    return total
 
 
 def check_lower(k: int, n: int, alpha: float, uniform: float = 1.0) -> None:

@@ -5,6 +5,7 @@ import math
 import mpmath as mp
 import numpy as np
 import pytest
+from fifty_digits import upper_quantile
 from scipy.optimize import minimize_scalar
 
 from art_rs_plugin.core.radii import RADII, cohen, lecuyer, lecuyer_at, li, li_at, near_gaussian
@@ -32,18 +33,6 @@ def fifty_digits():
         yield
 
 
-def exact_quantile(p: float) -> mp.mpf:
-    """Phi^-1(p) by Newton steps on the upper or the lower tail, whichever is small."""
-    tail = min(mp.mpf(p), 1 - mp.mpf(p))
-    z = mp.sqrt(-2 * mp.log(2 * tail)) if tail < 0.1 else mp.mpf(0.5)
-    for _ in range(60):
-        step = (mp.erfc(z / mp.sqrt(2)) / 2 - tail) * mp.sqrt(2 * mp.pi) * mp.exp(z * z / 2)
-        z += step
-        if abs(step) < mp.mpf(10) ** -45:
-            return z if p > 0.5 else -z
-    raise AssertionError(f"no quantile at {p}")
-
-
 @pytest.mark.parametrize("pair", REFERENCE)
 def test_published_values(pair):
     radii = [float(radius(*pair, sigma=1.0)) for radius in RADII.values()]
@@ -52,7 +41,7 @@ def test_published_values(pair):
 
 @pytest.mark.parametrize("sigma", [0.12, 0.25, 1.0, 3.7])
 def test_cohen_is_never_above_the_true_radius(sigma):
-    quantile = {p: exact_quantile(p) for p in {*LOWER, *UPPER, *(1 - p for p in LOWER)}}
+    quantile = {p: -upper_quantile(p) for p in {*LOWER, *UPPER, *(1 - p for p in LOWER)}}
     for p_lower in LOWER:
         for p_upper in UPPER:
             p_b = min(p_upper, 1 - p_lower)
@@ -70,7 +59,7 @@ def test_cohen_on_random_probabilities():
     p_lower = 1 - np.exp(-rng.uniform(0.7, 30, 200))
     p_upper = (1 - p_lower) * rng.uniform(0, 1, 200)
     for p_a, p_b, radius in zip(p_lower, p_upper, cohen(p_lower, p_upper, sigma=0.5), strict=True):
-        true = (exact_quantile(p_a) - exact_quantile(p_b)) / 4
+        true = (upper_quantile(p_b) - upper_quantile(p_a)) / 4
         assert radius <= true <= radius + 5e-10
 
 
@@ -94,7 +83,7 @@ class TestNearGaussian:
                 if p_a <= p_b:
                     assert radius == 0.0
                     continue
-                a, b = -exact_tail(p_a), -exact_tail(p_b)
+                a, b = -upper_quantile(p_a), -upper_quantile(p_b)
 
                 def gap(r, a=a, b=b):
                     """How far apart the least p_A and the most p_B are at a distance r."""
@@ -109,7 +98,7 @@ class TestNearGaussian:
         # sigma [Phi^-1(p_lower - e) - Phi^-1(1/2 + e)]
         for p_lower in (0.51, 0.9, 0.99993):
             for e in (1e-13, 1e-6, 1e-3):
-                expected = 0.5 * (exact_tail(mp.mpf(0.5) + e) - exact_tail(mp.mpf(p_lower) - e))
+                expected = 0.5 * (upper_quantile(mp.mpf(0.5) + e) - upper_quantile(mp.mpf(p_lower) - e))
                 found = float(near_gaussian(p_lower, 1 - p_lower, sigma=0.5, distance=e))
                 assert expected - 1e-9 <= found <= expected
 
@@ -134,21 +123,6 @@ class TestNearGaussian:
             near_gaussian(0.9, 0.1, sigma=1.0, distance=-0.1)
         with pytest.raises(ValueError, match=r"`p_lower` must be in \[0, 1\], got 2"):
             near_gaussian(2, 0.1, sigma=1.0, distance=0.1)
-
-
-def exact_tail(tail) -> mp.mpf:
-    """The z with P(G > z) = tail, at 50 digits, by Newton steps in its logarithm."""
-    tail = mp.mpf(tail)
-    if tail > 0.5:
-        return -exact_tail(1 - tail)
-    z = mp.sqrt(-2 * mp.log(2 * tail)) if tail < 0.1 else mp.mpf(0.5)
-    for _ in range(200):
-        mass = mp.erfc(z / mp.sqrt(2)) / 2
-        step = mass * mp.log(mass / tail) / mp.npdf(z)
-        z += step
-        if abs(step) < mp.mpf(10) ** -40:
-            return z
-    raise AssertionError(f"no quantile at {tail}")
 
 
 def exact_lecuyer(p_a, p_b, b):

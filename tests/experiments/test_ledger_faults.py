@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from art_rs_plugin.experiments.ledger import Ledger, read_ledger
+from art_rs_plugin.experiments.ledger import FORMAT, Ledger, read_ledger
 
 HEADER = {"kind": "predict", "noise": {"name": "gaussian", "sigma": 0.25}, "seed": 5, "versions": {"torch": "2"}}
 
@@ -51,6 +51,52 @@ def test_a_last_line_that_is_no_json_or_has_no_newline_is_dropped(tmp_path, tail
     assert len(read_ledger(path)[1]) == 3
     Ledger.open(path, HEADER).close()
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("indices", [range(3), [0]])
+def test_no_flipped_bit_goes_unnoticed(tmp_path, indices):
+    path = write(tmp_path / "run.jsonl", indices)
+    whole = path.read_bytes()
+    header, rows = read_ledger(path)
+    last = whole[:-1].rindex(b"\n") + 1  # where the last line starts
+    for place in range(len(whole)):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            if place < last:
+                with pytest.raises(ValueError, match=r"run\.jsonl, line|is not a ledger"):
+                    read_ledger(path)
+            elif b"\n" in flipped[last:-1]:  # a newline came to be
+                with pytest.raises(ValueError, match=r"run\.jsonl, line"):
+                    read_ledger(path)
+            else:  # taken for a line that was torn, and done again
+                assert read_ledger(path) == (header, rows[:-1])
+
+
+def test_a_damaged_line_is_named_with_both_checksums_and_nothing_is_written(tmp_path):
+    path = write(tmp_path / "run.jsonl", range(3))
+    path.write_bytes(path.read_bytes().replace(b'"counts": [1, 999]', b'"counts": [9, 991]'))
+    before = path.read_bytes()
+    for use in (read_ledger, lambda path: Ledger.open(path, HEADER)):
+        with pytest.raises(ValueError, match=r"line 3, is corrupt: its checksum must be [0-9a-f]{8}, got [0-9a-f]{8}"):
+            use(path)
+    lines = before.splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1].rpartition(b', "crc"')[0] + b"}\n" + lines[3])
+    with pytest.raises(ValueError, match="line 2, is corrupt: its checksum is missing"):
+        read_ledger(path)
+    path.write_bytes(lines[0].rpartition(b', "crc"')[0] + b"}\n" + lines[1] + lines[3])
+    with pytest.raises(ValueError, match="line 2, is corrupt: it has a checksum where the header has none"):
+        read_ledger(path)
+
+
+def test_a_ledger_without_checksums_is_read_and_continued_without(tmp_path):
+    path = tmp_path / "run.jsonl"
+    lines = [{"format": FORMAT, **HEADER}, row(0)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(path, [1])
+    assert read_ledger(path)[1] == [row(0), row(1)]
+    assert b"crc" not in path.read_bytes()
 
 
 KILLER = """

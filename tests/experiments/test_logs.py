@@ -1,6 +1,8 @@
 """Logs: the authors' own against pandas and the printed tables, round trips, hostile text."""
 
 import json
+import os
+import time
 
 import numpy as np
 import pandas as pd
@@ -224,10 +226,33 @@ def hostile_ledger(draw):
     return ("\n".join(map(json.dumps, lines)) + draw(end)).encode()
 
 
-@given(st.one_of(hostile_tsv(), hostile_ledger(), st.binary(max_size=60)))
+HOSTILE = st.one_of(hostile_tsv(), hostile_ledger(), st.binary(max_size=60))
+
+
+@given(HOSTILE)
 @settings(max_examples=400, deadline=None, derandomize=True)
 def test_hostile_text_is_read_or_refused_and_what_is_read_obeys_the_rules(tmp_path_factory, content):
-    path = write(tmp_path_factory.getbasetemp() / "hostile", content)
+    check_hostile(tmp_path_factory.getbasetemp() / "hostile", content)
+
+
+@pytest.mark.slow
+def test_hostile_text_for_minutes(tmp_path):
+    """Other text every time: half a minute, or before a release ART_RS_FUZZ_MINUTES=10 of them."""
+    rounds, end = 0, time.monotonic() + 60 * float(os.environ.get("ART_RS_FUZZ_MINUTES", "0.5"))
+    while time.monotonic() < end:
+
+        @given(HOSTILE)
+        @settings(max_examples=500, deadline=None, database=None)
+        def check(content):
+            check_hostile(tmp_path / "hostile", content)
+
+        check()
+        rounds += 1
+    assert rounds > 0
+
+
+def check_hostile(path, content):
+    write(path, content)
     try:
         log = read_log(path)
     except ValueError:

@@ -161,9 +161,25 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save({"model": {}}, path)
     with pytest.raises(ValueError, match="no training checkpoint: it must hold epoch, history, model"):
         attempt(path)
-    torch.save(nn.Linear(1, 1), path)  # code in a pickle is not run
-    with pytest.raises(ValueError, match="cannot be read"):
-        attempt(path)
+    executed = tmp_path / "executed"
+    for content in (Payload(executed), {"model": Payload(executed)}, nn.Linear(1, 1)):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="cannot be read"):
+            attempt(path)
+    assert not executed.exists()
+    torch.save(Payload(executed), path)
+    torch.load(path, weights_only=False)
+    assert executed.exists()  # the payload is a live one
+
+
+class Payload:
+    """What an attacker would put into a pickle: reading it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
 
 
 @pytest.mark.parametrize(
