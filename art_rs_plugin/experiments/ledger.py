@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.experiments.rows import VOTE_KEYS, Row, rebound, row_of
@@ -71,7 +71,7 @@ class Ledger:
         try:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError(f"{path} is not a regular file: a ledger needs one to continue from")
-            _lock(file, path)
+            lock(file, path)
             stored, done, end = _survey(path)
             if stored is None:
                 from art_rs_plugin.noise import fresh_seed  # not at the top: readers of ledgers do without torch
@@ -80,7 +80,7 @@ class Ledger:
                 file.truncate(0)
                 _write_line(file, path, stored, kept="nothing is written yet")
             else:
-                _compare(path, stored, given)
+                compare(path, stored, given)
                 file.truncate(end)
         except BaseException:
             file.close()
@@ -114,13 +114,14 @@ def read_ledger(path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
 
     :raises ValueError: if the file is no ledger or a line before the last is corrupt, with its number.
     """
-    lines = [value for _, value in _rows(Path(path))]
-    if not lines:
+    found = [value for _, value in lines(Path(path))]
+    if not found:
         raise ValueError(f"{path} is not a ledger: it holds no whole header line")
-    return lines[0], lines[1:]
+    return found[0], found[1:]
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file for this process; BlockingIOError, naming `path`, if another one has it."""
     try:
         import fcntl
     except ImportError:
@@ -138,7 +139,7 @@ def _survey(path: Path) -> tuple[Row | None, set[int], int]:
     """Header (None: yet to be written), indices and end of the whole lines of a ledger."""
     header: Row | None = None
     done, end = set[int](), 0
-    for offset, value in _rows(path):
+    for offset, value in lines(path):
         end = offset
         if header is None:
             header = value
@@ -152,7 +153,7 @@ def _survey(path: Path) -> tuple[Row | None, set[int], int]:
     return header, done, end
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+def lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Each whole line of a ledger, header first, with the offset of its end; stops before a torn last line."""
     kind, seen, end = "", set[int](), 0
     with open(path, "rb") as file:
@@ -216,20 +217,16 @@ def _write_line(file: BinaryIO, path: Path, value: Mapping[str, Any], *, kept: s
         raise
 
 
-def _compare(path: Path, stored: Row, given: Row) -> None:
+def compare(path: Path, stored: Row, given: Row) -> None:
+    """LedgerMismatch, naming every field, if the header `stored` in a ledger is not the one `given`."""
     if given.get("seed") is None:
         given = {**given, "seed": stored.get("seed")}
-    differences = list(_differences("", stored, given))
+    differences = [
+        f"`{name}` is {json.dumps(there)} there, {json.dumps(here)} here"
+        for name, there, here in checks.differences(stored, given)
+    ]
     if differences:
         raise LedgerMismatch(
             f"{path} is the ledger of another run: {'; '.join(differences)}. "
             "Run with the same settings to continue it, or write elsewhere"
         )
-
-
-def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in {**stored, **given}:
-            yield from _differences(f"{name}.{key}" if name else key, stored.get(key), given.get(key))
-    elif stored != given:
-        yield f"`{name}` is {json.dumps(stored)} there, {json.dumps(given)} here"
