@@ -1,11 +1,13 @@
-"""What docs/paper.md points at is there."""
+"""What docs/paper.md points at is there, and what is started under torchrun can be."""
 
 import re
+import subprocess
 from pathlib import Path
 
+import pytest
 from typer.main import get_command
 
-from art_rs_plugin.cli import app
+from art_rs_plugin.cli import IN_COMPANY, app
 from art_rs_plugin.experiments.paper.catalogue import ITEMS
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +42,28 @@ def test_every_command_and_every_name_of_a_table_or_figure_exists():
     assert named <= {*ITEMS, "all", "list"}
     assert {f"table{n}" for n in range(1, 5)} <= named
     assert set(ITEMS) - named == {"figure13"}  # as figure7
+
+
+def torchrun_lines() -> list[str]:
+    """What the documentation and the batch scripts start under torchrun."""
+    texts = [(ROOT / path).read_text() for path in ("README.md", "docs/scaling.md")]
+    texts += [path.read_text() for path in (ROOT / "examples" / "slurm").iterdir()]
+    text = "\n".join(texts).replace("\\\n", " ")
+    return re.findall(r"^(?:srun[^\n]* )?torchrun ([^\n]*)$", text, flags=re.MULTILINE)
+
+
+def test_what_is_started_under_torchrun_is_shared_by_ranks_and_has_options_that_exist():
+    assert len(torchrun_lines()) >= 6
+    for line in torchrun_lines():
+        launcher, words = line.split(" -m -- art_rs_plugin ")
+        command, *options = words.split()
+        assert command in IN_COMPANY
+        known = {option for parameter in get_command(app).commands[command].params for option in parameter.opts}  # type: ignore[attr-defined]
+        assert {word for word in options if word.startswith("--")} <= known
+        assert "--nproc-per-node" in launcher
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "slurm").iterdir()), ids=lambda path: path.name)
+def test_a_batch_script_is_a_script(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert "#SBATCH --nodes" in path.read_text()

@@ -28,7 +28,7 @@ LAYERS = [
     {"ascent", "smoothed"},
     {"arithmetic", "independence", "layout"},
     {"votes"},
-    {"noise"},
+    {"noise", "ranks"},
     {"randomness"},
     {"core"},
 ]
@@ -72,6 +72,7 @@ def test_the_check_can_fail() -> None:
     [
         ("art_rs_plugin", {"torch", "art", "numpy", "scipy"}),
         ("art_rs_plugin.core.curves", {"torch", "art"}),
+        ("art_rs_plugin.ranks", {"torch", "art"}),
         ("art_rs_plugin.training", {"art"}),
         ("art_rs_plugin.smoothed", {"art"}),
         ("art_rs_plugin.cli", {"torch", "art", "matplotlib"}),

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, paper, reporting, training
-from art_rs_plugin.cli.console import bar, print_table, print_votes, reported, say
+from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, paper, planning, reporting, training
+from art_rs_plugin.cli.console import bar, in_company, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
 app = typer.Typer(
@@ -20,6 +20,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+IN_COMPANY = ("certify", "predict", "attack", "tightness", "train")
+"""Commands whose work the ranks that torchrun starts share out; any other would be done by each of them."""
+
+
+@app.callback()
+def start(context: typer.Context) -> None:
+    """Refuse what is of no use under torchrun, before any work."""
+    command = context.invoked_subcommand
+    with reported("nothing is half-written"):
+        if command not in IN_COMPANY and in_company():
+            raise ValueError(
+                f"`art-rs {command}` is work for one process: start it without torchrun. Under torchrun ranks share "
+                f"the work of {', '.join(IN_COMPANY)}"
+            )
 
 
 @app.command(epilog="Example: art-rs demo --out my-first-certificates")
@@ -86,7 +102,7 @@ def certify(
     randomness: options.Random = options.Randomness.TORCH,
 ) -> None:
     """Certify images: an l2 radius each within which the smoothed classifier's prediction cannot change."""
-    with reported(f"what is finished is in {out}"):
+    with reported(f"what is finished is in {out}"), options.joined() as ranks:
         from art_rs_plugin.experiments import runs
 
         at = options.numbers(radii)
@@ -116,8 +132,11 @@ def certify(
                 budget=rule,
                 known_labels=known_labels,
                 batch_size=batch_size,
+                ranks=ranks,
                 on_row=on_row,
             )
+        if not ranks.first:
+            return
         print_table([out], at)
         if budget is not Rule.FIXED:
             print_votes(out, n)
@@ -149,7 +168,7 @@ def predict(
     randomness: options.Random = options.Randomness.TORCH,
 ) -> None:
     """Predict images with the smoothed classifier, or abstain."""
-    with reported(f"what is finished is in {out}"):
+    with reported(f"what is finished is in {out}"), options.joined() as ranks:
         from art_rs_plugin.experiments import runs
         from art_rs_plugin.experiments.logs import read_log
 
@@ -175,8 +194,11 @@ def predict(
                 out,
                 n=n,
                 batch_size=batch_size,
+                ranks=ranks,
                 on_row=on_row,
             )
+        if not ranks.first:
+            return
         log = read_log(out)
         correct = float((log["prediction"] == log["label"]).mean())
         abstained = float((log["prediction"] == -1).mean())
@@ -206,6 +228,7 @@ def curve(
 
 for command, words in (
     (training.train, training.TRAIN_EXAMPLE),
+    (planning.plan, planning.PLAN_EXAMPLE),
     (attacks.attack, attacks.ATTACK_EXAMPLE),
     (attacks.tightness, attacks.TIGHTNESS_EXAMPLE),
     (comparing.compare, comparing.COMPARE_EXAMPLE),

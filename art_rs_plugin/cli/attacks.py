@@ -83,7 +83,7 @@ def attack(
     compile_: options.Compile = None,
 ) -> None:
     """Attack the smoothed classifier, and judge what was found by fresh votes."""
-    with reported(f"what is finished is in {out}"):
+    with reported(f"what is finished is in {out}"), options.joined() as ranks:
         from art_rs_plugin.experiments import attacks
 
         images = options.load(data, split, data_root, download)
@@ -120,8 +120,11 @@ def attack(
                 n=n,
                 alpha=alpha,
                 batch_size=batch_size,
+                ranks=ranks,
                 on_row=on_row,
             )
+        if not ranks.first:
+            return
         say(str(attacks.judged(out)))
         say(f"Ledger: {out}")
 
@@ -152,7 +155,7 @@ def tightness(
     compile_: options.Compile = None,
 ) -> None:
     """How tight certificates are: for which share of them an attack succeeds within k times the radius."""
-    with reported(f"what is finished is in {out}"):
+    with reported(f"what is finished is in {out}"), options.joined() as ranks:
         from art_rs_plugin.experiments import attacks
         from art_rs_plugin.experiments.curve import to_markdown
 
@@ -187,8 +190,11 @@ def tightness(
                     n=n,
                     alpha=alpha,
                     batch_size=batch_size,
+                    ranks=ranks,
                     on_row=on_row,
                 )
+        if not ranks.first:
+            return
         files = attacks.write_tightness(ledgers, out)
         say(to_markdown(attacks.tightness_table(ledgers)).rstrip())
         for path in [*ledgers.values(), *files]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -40,17 +41,20 @@ def print_votes(path: Path, n: int) -> None:
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[dict[str, Any], int, int], None]]:
-    """A progress bar with rate and time left, on standard error."""
+    """A progress bar with rate and time left, on standard error; of many ranks, the first one's."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit="image", disable=None, smoothing=0.05) as progress:
+    from art_rs_plugin.ranks import started
+
+    rank, _ = started()
+    with tqdm(desc=title, unit="image", disable=True if rank else None, smoothing=0.05) as progress:
 
         def on_row(row: dict[str, Any], done: int, total: int) -> None:
             if progress.total != total:
                 progress.reset(total)
                 progress.initial = done - 1
                 progress.n = done - 1
-            progress.update()
+            progress.update(done - progress.n)  # other ranks may have made some, too
 
         yield on_row
 
@@ -62,16 +66,19 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def reported(kept: str) -> Iterator[None]:
     """Turn what a user can mend into one line on standard error, and Ctrl-C and SIGTERM into a way to go on."""
+    many = in_company()
+    rank = os.environ["RANK"] if many else "0"
     try:
         with _terminable():
             yield
     except KeyboardInterrupt as stopped:
-        again = shlex.join(["art-rs", *sys.argv[1:]])
-        typer.echo(f"\nStopped; {kept}. To go on, run the same command again:\n  {again}", err=True)
+        again = "the torchrun command" if many else shlex.join(["art-rs", *sys.argv[1:]])
+        if rank == "0":
+            typer.echo(f"\nStopped; {kept}. To go on, run the same command again:\n  {again}", err=True)
         number = signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT
         raise typer.Exit(128 + number) from None
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"{f'rank {rank}: ' if many else ''}error: {error}", err=True)
         if isinstance(error, (RuntimeError, ArithmeticError)):
             typer.echo(f"Stopped; {kept}. The same command goes on from there.", err=True)
         raise typer.Exit(2) from None
@@ -93,3 +100,9 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def in_company() -> bool:
+    """Whether torchrun has started more than one rank."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return bool(os.environ.get("RANK")) and size.isdigit() and int(size) > 1

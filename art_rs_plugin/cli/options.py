@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from art_rs_plugin.core.budgets import Budget
     from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
     from art_rs_plugin.experiments.datasets import DataSet
+    from art_rs_plugin.ranks import Ranks
 
 
 class Device(str, Enum):
@@ -145,12 +149,28 @@ def selection(data: DataSet, most: int | None, every: int) -> range:
 
 
 def torch_device(device: Device | None) -> str:
-    """The device as torch calls it; ValueError for a GPU that is not there."""
+    """The device as torch calls it, each rank of a machine its own GPU; ValueError for a GPU that is not there."""
     import torch
 
     if device is Device.GPU and not torch.cuda.is_available():
         raise ValueError("`--device` gpu needs a GPU that torch finds, and there is none; use --device cpu")
-    return "cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu"
+    if device is Device.CPU or not torch.cuda.is_available():
+        return "cpu"
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if count > 1:  # where there is one, it was given to this rank alone, or all ranks share it
+        if local >= count:
+            raise ValueError(f"`--nproc-per-node` must be at most the {count} GPUs that torch finds, got more")
+        torch.cuda.set_device(local)
+    return "cuda"
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Whom the work is shared with: the ranks that torchrun started, or nobody."""
+    from art_rs_plugin import ranks
+
+    with ranks.joined() as all_of_them:
+        yield all_of_them
 
 
 def numbers(text: str, name: str = "radii") -> list[float]:

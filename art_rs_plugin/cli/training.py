@@ -62,7 +62,9 @@ def train(
         list[str] | None, typer.Option(help="Option of the method, as name=value; may be given again.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="How many.", show_default="90")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples a step.", show_default="256")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a step, of all ranks together.", show_default="256")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate at the start.", show_default="0.1")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", show_default="0.0001")] = None,
     schedule: Annotated[
@@ -93,7 +95,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a base classifier under Gaussian noise, with a checkpoint after every epoch."""
-    with reported(f"what is finished is in {out}"):
+    with reported(f"what is finished is in {out}"), options.joined() as ranks:
         from art_rs_plugin.experiments import datasets, recipes, training
         from art_rs_plugin.experiments.unlabeled import Unlabeled
 
@@ -136,9 +138,12 @@ def train(
             init=init,
             unlabeled=more,
             tensorboard=tensorboard,
+            ranks=ranks,
             on_epoch=lambda epoch: say(said_of(epoch, told.epochs)),
             progress=sys.stderr.isatty(),
         )
+        if not ranks.first:
+            return
         say(
             f"Checkpoint in {out}"
             + (f", the epoch that validated best in {out / training.BEST}" if told.held_out else "")

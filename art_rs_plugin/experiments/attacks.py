@@ -24,6 +24,7 @@ from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Row, read_ledger
 from art_rs_plugin.experiments.logs import read_log, write_atomically
 from art_rs_plugin.experiments.runs import Progress, fill, identity
+from art_rs_plugin.ranks import ALONE, Ranks
 
 _IMAGES_AT_ONCE = 32  # lost at most when a run is stopped
 
@@ -108,13 +109,14 @@ def attack(
     n: int = 1_000,
     alpha: float = 0.001,
     batch_size: int | None = None,
+    ranks: Ranks = ALONE,
     on_row: Progress | None = None,
 ) -> None:
     """Attack the images of `data` at `indices` into the ledger `out`, going on where it stopped.
 
     An image is to leave its label, within `eps`; or the class certified for it, within `times_radius` times its
     radius, and then images without a certificate are left out. What is found is judged by PREDICT on `n` fresh votes.
-    A row is a function of the seed and its image's index.
+    A row is a function of the seed and its image's index; `ranks` are whom to do it with.
 
     :raises LedgerMismatch: `out` is the ledger of another run.
     :raises ValueError: Neither or both of `eps` and `certificates`, or an unfit plan.
@@ -173,7 +175,10 @@ def attack(
     rule["norm"] = str(rule["norm"])  # JSON has no infinity
     calls = estimator.gradient_calls
     try:
-        fill(estimator, data, indices, out, kind="attack", rule=rule, rows=rows, on_row=on_row)
+        fill(
+            estimator, data, indices, out, kind="attack", rule=rule, rows=rows, batch_size=batch_size, ranks=ranks,
+            on_row=on_row,
+        )  # fmt: skip
     finally:
         estimator.gradient_calls = calls
 

@@ -17,7 +17,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from art_rs_plugin.core import checks
 from art_rs_plugin.experiments.rows import VOTE_KEYS, Row, rebound, row_of
@@ -48,6 +48,7 @@ class Ledger:
 
     :ivar header: The header on disk, its seed always a number.
     :ivar done: Indices of the examples that are on disk.
+    :ivar sealed: Whether its lines have checksums; those of a ledger that was begun without go on without.
     """
 
     def __init__(self, path: Path, header: Row, done: set[int], file: BinaryIO, *, sealed: bool = True) -> None:
@@ -55,7 +56,7 @@ class Ledger:
         self.header = header
         self.done = done
         self._file = file
-        self._sealed = sealed  # whether lines have checksums
+        self.sealed = sealed
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], header: Mapping[str, Any]) -> Ledger:
@@ -77,7 +78,7 @@ class Ledger:
         try:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError(f"{path} is not a regular file: a ledger needs one to continue from")
-            _lock(file, path)
+            lock(file, path)
             stored, done, end = _survey(path)
             sealed = stored is None or _is_sealed(path)
             if stored is None:
@@ -87,7 +88,7 @@ class Ledger:
                 file.truncate(0)
                 _write_line(file, path, stored, kept="nothing is written yet")
             else:
-                _compare(path, stored, given)
+                compare(path, stored, given)
                 file.truncate(end)
         except BaseException:
             file.close()
@@ -102,7 +103,7 @@ class Ledger:
         :raises OSError: if the line cannot be written, as on a full disk; what was written before stays whole.
         """
         index = _index_of(row, self.header["kind"], self.done)
-        _write_line(self._file, self.path, row, kept=f"{len(self.done)} examples are kept", sealed=self._sealed)
+        _write_line(self._file, self.path, row, kept=f"{len(self.done)} examples are kept", sealed=self.sealed)
         self.done.add(index)
 
     def close(self) -> None:
@@ -121,13 +122,14 @@ def read_ledger(path: str | os.PathLike[str]) -> tuple[Row, list[Row]]:
 
     :raises ValueError: if the file is no ledger or a line before the last is corrupt, with its number.
     """
-    lines = [value for _, value in _rows(Path(path))]
-    if not lines:
+    found = [value for _, value in lines(Path(path))]
+    if not found:
         raise ValueError(f"{path} is not a ledger: it holds no whole header line")
-    return lines[0], lines[1:]
+    return found[0], found[1:]
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file for this process; BlockingIOError, naming `path`, if another one has it."""
     try:
         import fcntl
     except ImportError:
@@ -145,7 +147,7 @@ def _survey(path: Path) -> tuple[Row | None, set[int], int]:
     """Header (None: yet to be written), indices and end of the whole lines of a ledger."""
     header: Row | None = None
     done, end = set[int](), 0
-    for offset, value in _rows(path):
+    for offset, value in lines(path):
         end = offset
         if header is None:
             header = value
@@ -159,7 +161,7 @@ def _survey(path: Path) -> tuple[Row | None, set[int], int]:
     return header, done, end
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+def lines(path: Path) -> Iterator[tuple[int, Row]]:
     """Each whole line of a ledger, header first, with the offset of its end; stops before a torn last line."""
     kind, seen, end, sealed = "", set[int](), 0, False
     with open(path, "rb") as file:
@@ -248,20 +250,16 @@ def _write_line(file: BinaryIO, path: Path, value: Mapping[str, Any], *, kept: s
         raise
 
 
-def _compare(path: Path, stored: Row, given: Row) -> None:
+def compare(path: Path, stored: Row, given: Row) -> None:
+    """LedgerMismatch, naming every field, if the header `stored` in a ledger is not the one `given`."""
     if given.get("seed") is None:
         given = {**given, "seed": stored.get("seed")}
-    differences = list(_differences("", stored, given))
+    differences = [
+        f"`{name}` is {json.dumps(there)} there, {json.dumps(here)} here"
+        for name, there, here in checks.differences(stored, given)
+    ]
     if differences:
         raise LedgerMismatch(
             f"{path} is the ledger of another run: {'; '.join(differences)}. "
             "Run with the same settings to continue it, or write elsewhere"
         )
-
-
-def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in {**stored, **given}:
-            yield from _differences(f"{name}.{key}" if name else key, stored.get(key), given.get(key))
-    elif stored != given:
-        yield f"`{name}` is {json.dumps(stored)} there, {json.dumps(given)} here"

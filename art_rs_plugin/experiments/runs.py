@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import art_rs_plugin
 from art_rs_plugin.core.budgets import Budget, Fixed, Task
 from art_rs_plugin.core.certificate import check_prediction_votes, predict_from_counts
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
-from art_rs_plugin.experiments import checkpoints, models
+from art_rs_plugin.experiments import checkpoints, dealing, models
 from art_rs_plugin.experiments.datasets import DataSet
+from art_rs_plugin.experiments.helping import Helping
 from art_rs_plugin.experiments.ledger import Ledger, Row, row_of
 from art_rs_plugin.experiments.rows import rule_of
+from art_rs_plugin.ranks import ALONE, Ranks
 from art_rs_plugin.votes import NotFiniteError
 
-_IMAGES_AT_ONCE = 256
+IMAGES_AT_ONCE = 256
+_COMPARED = 8  # images, about, that ranks compare
 
-Progress = Callable[[Row, int, int], object]
+Progress = dealing.Progress
 """Called with each row once it is in the ledger, how many are, and how many will be."""
 
 
@@ -78,6 +82,7 @@ def certify(
     budget: Budget | None = None,
     known_labels: bool = False,
     batch_size: int | None = None,
+    ranks: Ranks = ALONE,
     on_row: Progress | None = None,
 ) -> None:
     """Certify the images of `data` at `indices` into the ledger `out`, going on where it stopped.
@@ -85,6 +90,7 @@ def certify(
     A row's `seconds` are those since the row before. Certificates of inputs that are certified side by side come in
     one burst, so that only their sum says what the run took.
 
+    :param ranks: Whom to do it with, see `dealing`: the ledger is the same.
     :param budget: How many votes to draw and when to stop; a dataclass with a `name`, so that the ledger can say which.
         None is the paper's, `Fixed` with the estimator's n0 and n.
     :param known_labels: Certify the label's class or none, which takes no votes to select one (benchmarks).
@@ -108,7 +114,10 @@ def certify(
             yield row_of(certificate, int(labels[certificate.index]), round(time.perf_counter() - start, 6))
             start = time.perf_counter()
 
-    fill(estimator, data, indices, out, kind="certify", rule=rule, rows=rows, on_row=on_row)
+    fill(
+        estimator, data, indices, out, kind="certify", rule=rule, rows=rows, batch_size=batch_size, ranks=ranks,
+        votes_of_images=True, on_row=on_row,
+    )  # fmt: skip
 
 
 def predict(
@@ -119,6 +128,7 @@ def predict(
     *,
     n: int,
     batch_size: int | None = None,
+    ranks: Ranks = ALONE,
     on_row: Progress | None = None,
 ) -> None:
     """Predict the images of `data` at `indices` with `n` votes each into the ledger `out`, as `certify` certifies."""
@@ -147,7 +157,10 @@ def predict(
             raise NotFiniteError(spoilt)
 
     rule = {"name": "fixed", "n": n, "alpha": alpha}
-    fill(estimator, data, indices, out, kind="predict", rule=rule, rows=rows, on_row=on_row)
+    fill(
+        estimator, data, indices, out, kind="predict", rule=rule, rows=rows, batch_size=batch_size, ranks=ranks,
+        votes_of_images=True, on_row=on_row,
+    )  # fmt: skip
 
 
 def fill(
@@ -159,19 +172,24 @@ def fill(
     kind: str,
     rule: dict[str, Any],
     rows: Callable[[Any, Any, list[int]], Iterator[Row]],
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
+    votes_of_images: bool = False,
     on_row: Progress | None,
 ) -> None:
     """Open or continue the ledger and append what `rows` makes of the images that are not in it yet.
 
     :param rows: (images, labels, indices) -> their rows, in order.
+    :param ranks: Whom to do it with.
+    :param votes_of_images: All votes are cast on images as they are in `data`, so that any rank can cast them.
     :raises NotFiniteError: f's logits for some images are not finite; all others are in the ledger.
     """
-    seed = estimator.seed
+    given = estimator.seed
     _know_shape(estimator, data)
     header = {
         "kind": kind,
         **identity(estimator, data),
-        "seed": seed,
+        "seed": given,
         "rule": rule,
         "versions": versions(),
         "precision": estimator.arithmetic,
@@ -181,17 +199,35 @@ def fill(
     if wanted:
         # an image that no vote can be cast on should say so before there is a ledger
         estimator.noise.check(estimator._inputs(data.arrays(wanted[:1])[0]))
+
+    def make(seed: int, names: list[int]) -> Iterator[Row]:
+        # a ledger always has a seed: the noise of every example follows from it, also after a restart
+        if estimator.seed != seed:
+            estimator.set_params(seed=seed)
+        return rows(*data.arrays(names), names)
+
+    @contextmanager
+    def helping(ranks: Ranks, seed: int) -> Iterator[dealing.Help]:
+        votes = Helping(ranks, estimator, data, seed, batch_size)
+        with estimator.counted_by(votes.count):
+            yield votes.help
+
     try:
+        # a run of many ranks that was stopped, and goes on with one, has parts
+        if ranks.size > 1 or dealing.folder_of(out).exists():
+            about = {"images": fingerprint(data, wanted), "batch_size": batch_size}
+            dealing.fill(
+                ranks, out, header, wanted, about, make, at_once=IMAGES_AT_ONCE,
+                helping=helping if votes_of_images and ranks.size > 1 else None, on_row=on_row,
+            )  # fmt: skip
+            return
         with Ledger.open(out, header) as ledger:
-            # a ledger always has a seed: the noise of every example follows from it, also after a restart
-            estimator.set_params(seed=ledger.header["seed"])
             missing = [index for index in wanted if index not in ledger.done]
             done = len(wanted) - len(missing)
             spoilt: list[tuple[int, int, int]] = []
-            for start in range(0, len(missing), _IMAGES_AT_ONCE):
-                names = missing[start : start + _IMAGES_AT_ONCE]
+            for start in range(0, len(missing), IMAGES_AT_ONCE):
                 try:
-                    for row in rows(*data.arrays(names), names):
+                    for row in make(ledger.header["seed"], missing[start : start + IMAGES_AT_ONCE]):
                         ledger.append(row)
                         done += 1
                         if on_row is not None:
@@ -201,7 +237,16 @@ def fill(
             if spoilt:
                 raise NotFiniteError(spoilt)
     finally:
-        estimator.set_params(seed=seed)
+        estimator.set_params(seed=given)
+
+
+def fingerprint(data: DataSet, indices: Sequence[int]) -> str:
+    """A hash of which images these are and of some of them, by which ranks tell whether they have the same data."""
+    some = list(indices)[:: max(1, len(indices) // _COMPARED)]
+    digest = hashlib.sha256(repr(list(indices)).encode())
+    for values in data.arrays(some):
+        digest.update(values.tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def identity(estimator: RandomizedSmoothingPyTorch, data: DataSet) -> dict[str, Any]:

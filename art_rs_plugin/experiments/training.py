@@ -20,6 +20,7 @@ from art_rs_plugin.experiments.recipes import SCHEDULES, Recipe
 from art_rs_plugin.experiments.unlabeled import Unlabeled, with_pseudo_labels
 from art_rs_plugin.experiments.validation import SCORE, Validation
 from art_rs_plugin.noise import Gaussian, Purpose, fresh_seed, seed_generator, stream
+from art_rs_plugin.ranks import ALONE, Ranks
 from art_rs_plugin.training import Epoch, loader_batches, read_checkpoint
 from art_rs_plugin.training import train as train_loop
 from art_rs_plugin.training.checkpoint import Contents
@@ -44,6 +45,7 @@ def train(
     init: Path | None = None,
     unlabeled: Unlabeled | None = None,
     tensorboard: bool = False,
+    ranks: Ranks = ALONE,
     on_epoch: Callable[[Epoch], object] | None = None,
     progress: bool = False,
 ) -> torch.nn.Module:
@@ -56,6 +58,9 @@ def train(
         somebody's file of weights.
     :param device: The CPU or the current GPU: "cpu" or "cuda".
     :param tensorboard: Write scalars for TensorBoard, too.
+    :param ranks: Whom to train with: batch size and learning rate are those of all together. Rank 0 alone writes into
+        `out`, a folder that all must see, and validates; the run goes on with as many ranks as it began with.
+    :raises RankError: The ranks do not agree, or one is missing.
     :raises ValueError: `out` holds another run, `init` another architecture, or an option is unfit.
     :raises FloatingPointError: The loss or a weight is not finite; names epoch, step and the last good checkpoint.
     :raises ImportError: `tensorboard`, and it is not installed.
@@ -64,9 +69,11 @@ def train(
     checks.one_of("device", str(device), ("cpu", "cuda"))
     if unlabeled is not None:
         unlabeled.check(data, recipe.held_out)
+    ranks = ranks.scope()
     begun = read_checkpoint(state) if state.exists() else None
+    given = seed
     if seed is None:
-        seed = fresh_seed() if begun is None else begun["settings"]["seed"]
+        seed = int(ranks.share("seed", lambda: fresh_seed() if begun is None else begun["settings"]["seed"]))
     architecture: dict[str, Any] = {
         "name": model_name,
         "input_shape": list(data.input_shape),
@@ -86,22 +93,37 @@ def train(
     if recipe.average is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)  # type: ignore[no-untyped-call]
     kept, held_out = _split(data, recipe.held_out, seed)
+    about = {"name": data.name, "split": data.split}
+    if ranks.size > 1:
+        ranks.agree(
+            {
+                "model": {"name": model_name, "hash": checkpoints.model_hash(model)},
+                "sigma": sigma,
+                "seed": given,
+                "training": told(recipe),
+                "data": {**about, "images": len(data), "some": runs.fingerprint(data, range(len(data)))},
+                "unlabeled": None if unlabeled is None else unlabeled.identity,
+                "versions": runs.versions(),
+                "device": str(device),
+                "last epoch in the folder": None if begun is None else begun["epoch"],
+            }
+        )
     folder = _Folder(
         out,
         model if average is None else average.module,
         {
             "architecture": architecture,
             "sigma": sigma,
-            "data": {"name": data.name, "split": data.split},
-            "training": {"seed": seed, **told(recipe)},
+            "data": about,
+            "training": {"seed": seed, "ranks": ranks.size, **told(recipe)},
             "versions": runs.versions(),
         },
         Validation(*data.arrays(held_out[:VALIDATED]), sigma, seed) if held_out else None,
         recipe,
         [],
-        _scalars(out) if tensorboard else None,
+        _scalars(out) if tensorboard and ranks.first else None,
     )
-    if begun is not None:
+    if begun is not None and ranks.first:
         folder.take_up(begun)
 
     def after(epoch: Epoch) -> None:
@@ -110,40 +132,42 @@ def train(
             on_epoch(epoch)
 
     images = data.images if not held_out else Subset(data.images, kept)
-    batches: Batches = loader_batches(images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers)
-    if unlabeled is not None:
-        batches = with_pseudo_labels(batches, unlabeled, recipe.batch_size, seed, device, out)
-    history = train_loop(
-        model,
-        batches,
-        objective=recipe.objective(),
-        optimizer=optimizer,
-        noise=noise,
-        epochs=recipe.epochs,
-        seed=seed,
-        scheduler=SCHEDULES[recipe.schedule](optimizer, recipe.epochs),
-        precision=recipe.precision,
-        clip=recipe.clip,
-        average=average,
-        validate=folder.validate,
-        checkpoint=state,
-        identity={
-            "model": model_name,
-            "data": data.name,
-            "epochs": recipe.epochs,
-            "batch_size": recipe.batch_size,
-            "images": len(data),
-            "held_out": recipe.held_out,
-            "share kept by the average": recipe.average,
-            "init": started_from,
-            "unlabeled": None if unlabeled is None else unlabeled.identity,
-        },
-        on_epoch=after,
-        progress=progress,
+    batches: Batches = loader_batches(
+        images, recipe.batch_size, seed, augment=data.augment, num_workers=num_workers, ranks=ranks
     )
-    folder.history = history
-    folder.write_metrics()
-    folder.save(out, history[-1])
+    if unlabeled is not None:
+        batches = with_pseudo_labels(batches, unlabeled, recipe.batch_size, seed, device, out, ranks)
+    with ranks.process_group(device):
+        history = train_loop(
+            model,
+            batches,
+            objective=recipe.objective(),
+            optimizer=optimizer,
+            noise=noise,
+            epochs=recipe.epochs,
+            seed=seed,
+            scheduler=SCHEDULES[recipe.schedule](optimizer, recipe.epochs),
+            precision=recipe.precision,
+            clip=recipe.clip,
+            average=average,
+            validate=folder.validate,
+            checkpoint=state,
+            identity={
+                "model": model_name,
+                "data": data.name,
+                "epochs": recipe.epochs,
+                "batch_size": recipe.batch_size,
+                "images": len(data),
+                "held_out": recipe.held_out,
+                "share kept by the average": recipe.average,
+                "init": started_from,
+                "unlabeled": None if unlabeled is None else unlabeled.identity,
+            },
+            ranks=ranks,
+            on_epoch=after,
+            progress=progress,
+        )
+    ranks.share("saved", lambda: folder.finish(history))
     return folder.model
 
 
@@ -204,6 +228,12 @@ class _Folder:
         about = self.out / BEST / checkpoints.ABOUT
         if not about.exists() or json.loads(about.read_text())["training"]["last_epoch"] != dict(best):
             self.save(self.out / BEST, best)
+
+    def finish(self, history: list[Epoch]) -> None:
+        """Leave the network as it is after the last epoch, and the record of all."""
+        self.history = history
+        self.write_metrics()
+        self.save(self.out, history[-1])
 
     def write_metrics(self) -> None:
         """The records of all epochs, in the place of those that are there."""

@@ -18,6 +18,7 @@ from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 from art_rs_plugin.experiments import checkpoints
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.noise import Purpose, derived_seed, stream
+from art_rs_plugin.ranks import ALONE, Ranks
 from art_rs_plugin.training import loader_batches
 from art_rs_plugin.training.loop import Batches
 
@@ -80,13 +81,22 @@ class _Relabelled(Dataset[tuple[torch.Tensor, int]]):
 
 
 def with_pseudo_labels(
-    labelled: Batches, unlabeled: Unlabeled, batch_size: int, seed: int, device: torch.device | str, out: Path
+    labelled: Batches,
+    unlabeled: Unlabeled,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    out: Path,
+    ranks: Ranks = ALONE,
 ) -> Batches:
     """Batches of both, in an order that is a function of (seed, epoch), each of one kind and with its weight."""
     images = unlabeled.images
+    # rank 0 asks the teacher, the others read what it wrote
+    ranks.share("labelled", lambda: len(_pseudo_labels(unlabeled, seed, device, out / PSEUDO_LABELS)))
     labels = _pseudo_labels(unlabeled, seed, device, out / PSEUDO_LABELS)
     order_of_its_own = derived_seed(seed, Purpose.LABELLING)
-    more = loader_batches(_Relabelled(images.images, labels), batch_size, order_of_its_own, augment=images.augment)
+    relabelled = _Relabelled(images.images, labels)
+    more = loader_batches(relabelled, batch_size, order_of_its_own, augment=images.augment, ranks=ranks)
 
     def batches(epoch: int) -> Iterator[Any]:
         loaders = labelled(epoch), more(epoch)

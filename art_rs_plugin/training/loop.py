@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from art_rs_plugin.core import checks
 from art_rs_plugin.layout import weights_with_channels_last
 from art_rs_plugin.noise import Distribution, Purpose, seed_generator
+from art_rs_plugin.ranks import ALONE, Ranks
+from art_rs_plugin.training import across
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
 from art_rs_plugin.training.objectives import Objective, Step
@@ -53,6 +55,7 @@ def train(
     validate: Callable[[int], Mapping[str, float]] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     identity: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
     on_epoch: Callable[[Epoch], object] | None = None,
     progress: bool = False,
 ) -> list[Epoch]:
@@ -85,6 +88,10 @@ def train(
     :param identity: Whatever else makes this run this run, such as the names of data and architecture: plain values
         that a checkpoint keeps, and whose change a resume refuses. Options of the objective are among them, but for
         functions: that a loss or a teacher is the same is for the caller to see to.
+    :param ranks: Whom to train with, each rank on its own share of every batch and with noise of its own, within their
+        `process_group`: gradients are means over all of them, so that batch and learning rate are those of them
+        together. Rank 0 alone validates, writes the checkpoint and calls `on_epoch`; all take it up. As exact as one
+        process is, with the same number of ranks.
     :param on_epoch: Called with the record of each epoch, after its checkpoint is written.
     :param progress: Show a bar for each epoch.
     :raises ValueError, TypeError: for bad options, batches or labels, or a checkpoint of another run.
@@ -97,14 +104,16 @@ def train(
     checks.whole("first_epoch", first_epoch)
     last_epoch = first_epoch + epochs - 1
     clip = None if clip is None else checks.positive("clip", clip)
-    run = _Run(model, objective, optimizer, noise, seed, Checked(forward or model), precision, clip, average)
+    if forward is not None and ranks.size > 1:
+        raise ValueError(f"`forward` must be None for {ranks.size} ranks, which train the model itself, got {forward}")
+    run = _Run(model, objective, optimizer, noise, seed, Checked(forward or model), precision, clip, average, ranks)
     state = TrainingState(model, optimizer, scheduler, average)
     history: list[Epoch] = []
     path = None if checkpoint is None else Path(checkpoint)
     with mode(model, training=True), run.layout:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _own_randomness(seed, first_epoch, run.device):
+            with _own_randomness(seed, first_epoch, run.device, ranks):
                 settings = {**_settings(run, scheduler, batches(first_epoch)), **(identity or {})}
         if path is not None and path.exists():
             contents = read_checkpoint(path)
@@ -117,17 +126,19 @@ def train(
             history = contents["history"]
         for epoch in range(history[-1]["epoch"] + 1 if history else first_epoch, last_epoch + 1):
             try:
-                with _own_randomness(seed, epoch, run.device):
-                    record = run.epoch(epoch, batches(epoch), f"epoch {epoch}/{last_epoch}", progress)
+                with _own_randomness(seed, epoch, run.device, ranks):
+                    record = run.epoch(epoch, batches(epoch), f"epoch {epoch}/{last_epoch}", progress and ranks.first)
                 _refuse_spoiled(model, epoch)
             except FloatingPointError as error:
                 good = f"the last good checkpoint is {path}, epoch {history[-1]['epoch']}" if path and history else ""
                 raise FloatingPointError(f"{error}; {good or 'there is no checkpoint to go back to'}") from None
             if scheduler is not None:
                 scheduler.step()
+            history.append(record)
+            if not ranks.first:
+                continue
             if validate is not None and (said := dict(validate(epoch))):
                 record["validation"] = said
-            history.append(record)
             if path is not None:
                 state.save(path, settings=settings, history=history)
             if on_epoch is not None:
@@ -148,6 +159,7 @@ class _Run:
     precision: str
     clip: float | None
     average: AveragedModel | None
+    ranks: Ranks = ALONE
     layout: ExitStack = field(default_factory=ExitStack)
     laid_out: bool = False
 
@@ -159,6 +171,7 @@ class _Run:
         self.device = parameter.device
         self.generator = torch.Generator(self.device)
         self.forward.dtype = PRECISIONS[self.precision]
+        self.stream = (self.ranks.rank,) if self.ranks.size > 1 else ()  # of this rank, after epoch and step
 
     def at_hand(self, epoch: int) -> Step:
         evaluation = partial(mode, self.model, training=False)
@@ -187,13 +200,15 @@ class _Run:
         lr = float(self.optimizer.param_groups[0]["lr"])
         start = time.perf_counter()
         self.model.train()
-        with tqdm(batches, desc=title, unit="step", disable=not progress) as bar:
+        with tqdm(batches, desc=title, unit="step", disable=not progress) as bar, ExitStack() as together:
             for step, (x, y, *weight) in enumerate(bar, start=1):
                 self.forward.expect(x, y, f"epoch {number}, step {step}", tuple(weight))
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
                 if not self.laid_out:
                     self.lay_out(x)
-                seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step)
+                if step == 1:  # after weights were laid out, which its buffers follow
+                    together.enter_context(across.averaged_gradients(self.model, self.forward, self.ranks))
+                seed_generator(self.generator, self.seed, Purpose.TRAINING, number, step, *self.stream)
                 outcome = self.objective(self.at_hand(number), x, y)
                 # before the step: on a CPU the weights are those that gave the bad loss
                 if tally.add(outcome, len(y)):
@@ -204,15 +219,17 @@ class _Run:
                 if self.clip is not None:
                     torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
                 self.optimizer.step()
+                across.share_buffers(self.model, self.ranks)
                 if self.average is not None:
                     self.average.update_parameters(self.model)
         tally.look()
         if not tally.samples:
             raise ValueError(f"`batches` must give at least one batch an epoch, got none in epoch {number}")
+        loss, correct, samples = across.totals([tally.loss, tally.correct, tally.samples], self.device, self.ranks)
         return Epoch(
             epoch=number,
-            loss=tally.loss / tally.samples,
-            accuracy=tally.correct / tally.samples,
+            loss=loss / samples,
+            accuracy=correct / samples,
             lr=lr,
             seconds=time.perf_counter() - start,
         )
@@ -222,6 +239,7 @@ def _settings(run: _Run, scheduler: LRScheduler | None, batches: Iterable[Any]) 
     """What makes a run this run: a checkpoint is only continued where all of these are the same."""
     return {
         "seed": run.seed,
+        "ranks": run.ranks.size,
         "precision": run.precision,
         "clip": run.clip,
         "average": run.average is not None,
@@ -259,10 +277,11 @@ def _refuse_spoiled(model: nn.Module, epoch: int) -> None:
 
 
 @contextmanager
-def _own_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+def _own_randomness(seed: int, epoch: int, device: torch.device, ranks: Ranks) -> Iterator[None]:
     """Seed torch's global generators, of the CPU and of a CUDA `device`, for `epoch`; give them back as they were."""
+    position = (epoch,) if ranks.size == 1 else (epoch, 0, ranks.rank)  # steps, which draw noise, begin at 1
     devices = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         for generator in [torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)]:
-            seed_generator(generator, seed, Purpose.TRAINING, epoch)
+            seed_generator(generator, seed, Purpose.TRAINING, *position)
         yield
