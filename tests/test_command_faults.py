@@ -195,3 +195,17 @@ def test_sigterm_while_training_leaves_a_state_to_go_on_from(tmp_path):
     assert "Traceback" not in errors
     state = torch.load(tmp_path / "it/training.pt", weights_only=True)
     assert 1 <= state["epoch"] < 200
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_the_status_of_a_stopped_command_outlives_whatever_the_interpreter_does_as_it_ends(status):
+    program = (
+        "import atexit, os, sys\n"
+        "from art_rs_plugin import cli\n"
+        "atexit.register(os.abort)\n"
+        "print('kept', end='')\n"
+        f"cli.app = lambda: sys.exit({status})\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "kept")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, paper, planning, reporting, training
-from art_rs_plugin.cli.console import bar, in_company, print_table, print_votes, reported, say
+from art_rs_plugin.cli.console import bar, in_company, leave_if_stopped, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
 app = typer.Typer(
@@ -243,4 +243,8 @@ for command, words in (
 def main() -> None:
     """Entry point of `art-rs`."""
     sys.path.append("")  # for a user's own module:factory in the current folder
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leave_if_stopped(end.code)
+        raise

@@ -84,6 +84,18 @@ def reported(kept: str) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def leave_if_stopped(status: object) -> None:
+    """End the process at once where `status` is that of a command that was stopped.
+
+    All that is kept is on disk by then, and an interpreter that winds down while the thread of a worker is still ending
+    may abort, with the status of SIGABRT in the place of this one.
+    """
+    if isinstance(status, int) and status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM, in the main thread, which alone can."""
