@@ -19,7 +19,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 
 from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
-from art_rs_plugin.independence import check_independent
+from art_rs_plugin.independence import check_independent, check_normalisation
 from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices
 from art_rs_plugin.layout import tried
 from art_rs_plugin.preprocessing import preprocessed
@@ -216,12 +216,7 @@ class TorchClassifier(PyTorchClassifier):
 
     def _understand(self, x: torch.Tensor) -> None:
         """Try the model on one or two inputs: is it a classifier of such inputs, and of how many classes?"""
-        for name, module in self.model.named_modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                raise ValueError(
-                    f"the model must judge each input by itself, got `{name}` = {module}, which mixes a batch in "
-                    "evaluation mode: batch normalisation needs track_running_stats=True"
-                )
+        check_normalisation(self.model)
         x = x.to(self._device)
         try:
             self._needs_channels_first = False

@@ -32,6 +32,7 @@ from art_rs_plugin.smoothed import (
 from art_rs_plugin.votes import mode
 from art_rs_plugin.voting import Voting
 
+_OWN_PARAMS = ["sigma", "n0", "n", "alpha", "seed", "distribution", "sound", "randomness"]
 _TAKES_F = "takes the base classifier's model and would attack f, not the smoothed classifier g"
 
 LOSSES: dict[str, Callable[[TorchClassifier], SmoothedLoss]] = {
@@ -68,10 +69,7 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
     :raises ValueError, TypeError: Each with name, rule and value.
     """
 
-    estimator_params = [  # noqa: RUF012
-        *TorchClassifier.estimator_params,
-        *("sigma", "n0", "n", "alpha", "seed", "distribution", "sound", "randomness"),
-    ]
+    estimator_params = TorchClassifier.estimator_params + _OWN_PARAMS
 
     def __init__(
         self,

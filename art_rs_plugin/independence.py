@@ -11,6 +11,16 @@ _ROWS, _PLACE = 4, 2
 _TOLERANCE = 1e-3
 
 
+def check_normalisation(model: torch.nn.Module) -> None:
+    """ValueError for batch normalisation that takes a batch's own statistics in evaluation mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"the model must judge each input by itself, got `{name}` = {module}, which mixes a batch in "
+                "evaluation mode: batch normalisation needs track_running_stats=True"
+            )
+
+
 def check_independent(forward: Forward, x: torch.Tensor) -> None:
     """Try the first of `x` in one place of two batches, among copies of itself and among others far from it.
 

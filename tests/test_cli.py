@@ -202,9 +202,9 @@ def test_every_picks_each_kth_image_and_a_seed_makes_the_ledger_repeatable(here:
 
 
 def wait_for_rows(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # on a machine that is busy
     while not path.exists() or path.read_bytes().count(b"\n") < count + 1:
-        assert time.monotonic() < deadline, f"{path} has not {count} rows after a minute"
+        assert time.monotonic() < deadline, f"{path} has not {count} rows after five minutes"
         time.sleep(0.02)
 
 

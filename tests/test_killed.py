@@ -41,7 +41,7 @@ def test_certify(tmp_path, budget):
         torch.manual_seed(0)
         save_checkpoint(tmp_path / "network", models.build(**architecture), about)
     words = "certify --checkpoint network --data digits --seed 3 --no-compile --out {}.jsonl"
-    art_rs(tmp_path, f"{words} --n {10_000 if budget == 'fixed' else 100_000} --budget {budget}")
+    art_rs(tmp_path, f"{words} --n {2_000 if budget == 'fixed' else 10_000} --budget {budget}")
     (expected_header, expected), (header, rows) = (read_ledger(tmp_path / f"{name}.jsonl") for name in NAMES)
     assert header == expected_header
     assert [row["index"] for row in rows] == list(range(449))  # none lost, none doubled
@@ -51,7 +51,7 @@ def test_certify(tmp_path, budget):
 
 
 def test_train(tmp_path):
-    words = "train --data digits --model small-cnn --sigma 0.25 --epochs 60 --lr 0.05 --seed 0 --held-out 100 --out {}"
+    words = "train --data digits --model small-cnn --sigma 0.25 --epochs 30 --lr 0.05 --seed 0 --held-out 100 --out {}"
     art_rs(tmp_path, words)
     for best in ("", "best"):
         hashes = {model_hash(load_checkpoint(tmp_path / name / best)[0]) for name in NAMES}
@@ -59,7 +59,7 @@ def test_train(tmp_path):
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in NAMES]
     expected, history = ([{**json.loads(line), "seconds": 0} for line in some] for some in lines)
     assert history == expected
-    assert len(history) == 60
+    assert len(history) == 30
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         path.name for path in (tmp_path / "killed").iterdir()
     }
