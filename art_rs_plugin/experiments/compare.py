@@ -56,8 +56,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.certifier not in certifiers.available():
-            checks.one_of("certifier", self.certifier, certifiers.available())
+        certifiers.get(self.certifier)
         label = self.label or self.certifier
         if not all(character.isalnum() or character in _LABEL for character in label) or label.startswith("."):
             raise ValueError(f"`label` must be of letters, digits and {_LABEL!r}, for it names a file, got {label!r}")

@@ -274,7 +274,7 @@ class TestConfiguration:
         [
             ("data = ", "Invalid value"),
             ("radii = [0.1]", "`entry` must name at least one certifier"),
-            ('[[entry]]\ncertifier = "corwn"\ncheckpoint = "a"', "`certifier` must be one of .*'crown'.*got 'corwn'"),
+            ('[[entry]]\ncertifier = "corwn"\ncheckpoint = "a"', "`certifier` must be one of .*, crown, .*got 'corwn'"),
             ('[[entry]]\ncertifier = "crown"', "checkpoint"),
             (f'{ONE}\nlabel = "../b"', "`label` must be of letters"),
             (f"{ONE}\n{ONE}", "each `label` must be another"),
