@@ -7,18 +7,19 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from art_rs_plugin import certifiers
 from art_rs_plugin.certifiers import Certifier, UpperBound
 from art_rs_plugin.certifiers.smoothing import Smoothing
 from art_rs_plugin.core import checks
-from art_rs_plugin.experiments import checkpoints, datasets, runs
+from art_rs_plugin.experiments import checkpoints, datasets, models, runs
 from art_rs_plugin.experiments.datasets import DataSet
 from art_rs_plugin.experiments.ledger import Ledger, Row, read_ledger, rebound, row_of
 from art_rs_plugin.experiments.rows import rule_of
@@ -38,7 +39,7 @@ class Entry:
 
     :param certifier: A name in `certifiers.available()`.
     :param checkpoint: Folder that `art-rs train` wrote, or a file of weights with `model`, the name of a network, and
-        with `mean` and `std` if they are not the data set's.
+        with `mean` and `std` if they are not the data set's. None: a fresh network `model`, for `fit` to train.
     :param label: In tables, in the legend, and the name of its ledger.
     :param fit: Options of the certifier's own training, such as `{"epochs": 10}`, on the training images; without, the
         network is certified as it is.
@@ -47,7 +48,7 @@ class Entry:
     """
 
     certifier: str
-    checkpoint: Path
+    checkpoint: Path | None = None
     model: str | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
@@ -61,7 +62,10 @@ class Entry:
         if not all(character.isalnum() or character in _LABEL for character in label) or label.startswith("."):
             raise ValueError(f"`label` must be of letters, digits and {_LABEL!r}, for it names a file, got {label!r}")
         object.__setattr__(self, "label", label)
-        object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        elif self.model is None or not self.fit:
+            raise ValueError(f"`checkpoint` must be given, or `model` and `fit` for a fresh network; none for {label}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +115,13 @@ def load(path: Path) -> Comparison:
     try:
         told = tomllib.loads(path.read_text())
         entries = tuple(Entry(**entry) for entry in told.pop("entry", []))
-        here = [replaced(entry, path.parent / entry.checkpoint) for entry in entries]
+        here = [
+            entry if entry.checkpoint is None else replace(entry, checkpoint=path.parent / entry.checkpoint)
+            for entry in entries
+        ]
         return Comparison(**{**told, "radii": tuple(told.get("radii", ())), "entries": tuple(here)})
     except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
         raise type(error)(f"{path}: {error}") from error
-
-
-def replaced(entry: Entry, checkpoint: Path) -> Entry:
-    """The entry with another checkpoint."""
-    return Entry(**{**asdict(entry), "checkpoint": checkpoint})
 
 
 def run(
@@ -184,8 +186,11 @@ def _built(
     entry: Entry, comparison: Comparison, data: DataSet
 ) -> tuple[Certifier | UpperBound, nn.Module, dict[str, Any]]:
     """The certifier of an entry, its network, and the options that it was built with."""
-    model, sigma = runs.open_network(entry.checkpoint, data, entry.model, mean=entry.mean, std=entry.std)
     kind = certifiers.get(entry.certifier)
+    if entry.checkpoint is None:
+        model, sigma = _fresh(entry, data, getattr(kind, "channels", 1), comparison.seed), None
+    else:
+        model, sigma = runs.open_network(entry.checkpoint, data, entry.model, mean=entry.mean, std=entry.std)
     taken = {**inspect.signature(kind.__init__).parameters, **inspect.signature(kind.build).parameters}
     usual = {"sigma": sigma, "seed": comparison.seed, "radii": list(comparison.radii)}
     if issubclass(kind, UpperBound):
@@ -195,6 +200,19 @@ def _built(
         raise ValueError(f"`fit` must not be given for `{entry.certifier}`, which has no training of its own")
     built = kind.build(model, input_shape=data.input_shape, nb_classes=data.nb_classes, **options)
     return built, model, options
+
+
+def _fresh(entry: Entry, data: DataSet, times: int, seed: int) -> nn.Module:
+    """The network that an entry names, of so many times the channels of an image, its weights drawn from the seed."""
+    assert entry.model is not None
+    channels, height, width = data.input_shape
+    usual = (data.mean, data.std) if times == 1 else (None, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(
+            entry.model, input_shape=(times * channels, height, width), nb_classes=data.nb_classes,
+            mean=entry.mean or usual[0], std=entry.std or usual[1],
+        ).eval()  # fmt: skip
 
 
 def _header(
