@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -252,6 +253,34 @@ def test_patches_have_a_table_of_their_own_and_their_network_twice_the_channels(
     # the same network, trained the same way, if the run is made again
     again = compare.run(read, tmp_path / "again")
     assert [row["radius"] for row in read_ledger(again["art-derandomized"])[1]] == [row["radius"] for row in rows]
+
+
+def test_certifiers_are_crossed_with_checkpoints_and_sigmas(trained, tmp_path):
+    def told(names, folders, sigmas=()):
+        made = compare.crossed(names.split(), folders, sigmas)
+        assert all(entry.checkpoint in folders for entry in made)
+        return {entry.label: entry.options.get("sigma") for entry in made}
+
+    assert told("smoothing crown", [trained]) == {"smoothing": None, "crown": None}
+    assert told("smoothing crown", [trained], [0.1, 0.5]) == {
+        "smoothing, 0.1": 0.1,
+        "smoothing, 0.5": 0.5,
+        "crown": None,
+    }
+    two = told("smoothing crown", [trained, trained.with_name("other")], [0.5])
+    assert two == {"smoothing, digits": 0.5, "smoothing, other": 0.5, "crown, digits": None, "crown, other": None}
+    # what attacks leave, of what the others certify: f, g of the checkpoint's sigma, or of those that are given
+    assert told("crown attack-bound", [trained])["attack-bound"] is None
+    assert told("smoothing attack-bound", [trained])["attack-bound"] == 0.25
+    both = told("smoothing crown attack-bound", [trained], [0.1, 0.5])
+    assert [label for label in both if "attack" in label] == [
+        "attack-bound, f",
+        "attack-bound, 0.1",
+        "attack-bound, 0.5",
+    ]
+    made = compare.crossed(["smoothing"], [trained], [0.1, 0.5])
+    ledgers = compare.run(comparison(*(replace(one, options={**one.options, "n": 100}) for one in made)), tmp_path)
+    assert [read_ledger(path)[0]["noise"]["sigma"] for path in ledgers.values()] == [0.1, 0.5]
 
 
 def test_another_networks_ledger_is_not_continued(usual, trained, tmp_path):
