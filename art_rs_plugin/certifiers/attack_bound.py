@@ -19,6 +19,7 @@ from art_rs_plugin.core.records import ABSTAIN
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 
 _NEAREST = 10  # classes whose boundaries DeepFool weighs, as its authors do
+_WITHIN = 1 - 1e-5  # attacks stay so far within a radius: at it, rounding would decide whether what they find counts
 
 
 class AttackBound(UpperBound):
@@ -116,6 +117,7 @@ class AttackBound(UpperBound):
         return found
 
     def _attack(self, x: NDArray[Any], y: NDArray[Any], names: list[int], radius: float) -> NDArray[np.float32]:
+        radius *= _WITHIN
         steps: dict[str, Any] = {"norm": self.norm, "eps": radius, "max_iter": self.max_iter, "verbose": False}
         if self._smoothed is not None:
             self._smoothed.gradient_calls = 0  # an input's noise is named by its index

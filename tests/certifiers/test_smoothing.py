@@ -88,7 +88,7 @@ class TestAttackBound:
                 assert distance == np.inf
             else:
                 past = min(radius for radius in radii if radius > margin)
-                assert margin <= distance <= past * (1 + 1e-5)
+                assert margin <= distance < past  # else it would not count at that radius
                 if (sigma, order) == (None, 2):  # DeepFool needs no radius to try
                     assert distance == pytest.approx(margin, rel=1e-4)
 
@@ -108,7 +108,7 @@ class TestAttackBound:
 
         monkeypatch.setattr(attack_bound, "DeepFool", Fake)
         bound = get("attack-bound").build(plane(), **SHAPE, radii=[0.8, 0.2, 0.4], clip_values=None)
-        assert bound.distances(points(0.3, 0.9), np.array([1, 1])) == pytest.approx(expected, rel=1e-5)
+        assert bound.distances(points(0.3, 0.9), np.array([1, 1])) == pytest.approx(expected, rel=1e-4)
 
     def test_depends_on_each_input_and_its_index_alone(self):
         y = np.array([1, 0, 1, 1, 1])
