@@ -5,7 +5,7 @@
 #
 # PUBLISHED holds `mnist.pth` and `cifar_small_36px.pth` of Wong et al. 2018 (their repository's `models_scaled` and
 # `models_scaled_l2`), data sets come from ART_RS_DATA. NAME is a file here without its .toml; all if none is given.
-# About an hour and a half on two cores; every network has the architecture that it is compared with.
+# An hour or two on two cores; every network has the architecture that it is compared with.
 set -euo pipefail
 usage="usage: $0 OUT PUBLISHED [NAME...]"
 out=${1:?"$usage"} published=${2:?"$usage"}
