@@ -158,6 +158,18 @@ def test_compare_lists_certifiers_and_says_what_is_missing(tmp_path: Path) -> No
     assert "`--config` must be given, or `--data`, `--checkpoint` and `--certifiers`" in said
     said = run("compare", "--config", str(tmp_path / "a.toml"), "--data", "digits", "--out", str(tmp_path), code=2)
     assert "`--config` must stand alone" in said
+    words = [
+        "compare",
+        "--data",
+        "digits",
+        "--checkpoint",
+        "a",
+        "--certifiers",
+        "smoothing",
+        "--out",
+        str(tmp_path / "none"),
+    ]
+    assert "`--sigmas` must be numbers separated by commas, got 'x'" in run(*words, "--sigmas", "x", code=2)
 
 
 def test_the_example_of_tightness_attacks_every_certificate(folder: Path) -> None:

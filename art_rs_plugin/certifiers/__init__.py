@@ -39,8 +39,16 @@ _OURS = {
 
 
 def available() -> list[str]:
-    """Names that `get` knows, ours and those of other packages: whether each can be imported is not tried."""
-    return sorted({*_OURS, *_theirs()})
+    """Names of certifiers, ours and other packages', which are imported: one that fails is left out, with a warning."""
+    names = list(_OURS)
+    for name, entry in _theirs().items():
+        try:
+            _loaded(entry)
+        except ImportError as error:
+            warnings.warn(f"{error}; it is left out", stacklevel=2)
+        else:
+            names.append(name)
+    return sorted(names)
 
 
 def get(name: str) -> type[Certifier] | type[UpperBound]:
@@ -55,16 +63,21 @@ def get(name: str) -> type[Certifier] | type[UpperBound]:
         return found
     theirs = _theirs()
     if name not in theirs:
-        raise ValueError(f"a certifier must be one of {', '.join(available())}, got {name!r}")
+        raise ValueError(f"`certifier` must be one of {', '.join(available())}, got {name!r}")
+    return _loaded(theirs[name])
+
+
+def _loaded(entry: EntryPoint) -> type[Certifier] | type[UpperBound]:
+    """Another package's certifier; ImportError if it cannot be imported, or is none."""
     try:
-        loaded = theirs[name].load()
+        loaded = entry.load()
     except Exception as error:
         raise ImportError(
-            f"certifier `{name}` of {theirs[name].value} cannot be imported: {type(error).__name__}: {error}"
+            f"certifier `{entry.name}` of {entry.value} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, (Certifier, UpperBound))):
         raise ImportError(
-            f"certifier `{name}` of {theirs[name].value} must be a subclass of Certifier or UpperBound, got {loaded!r}"
+            f"certifier `{entry.name}` of {entry.value} must be a subclass of Certifier or UpperBound, got {loaded!r}"
         )
     return loaded
 

@@ -42,6 +42,7 @@ class ArtDerandomized(TrainedByArt):
     """
 
     name: ClassVar[str] = "art-derandomized"
+    channels: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class ArtDerandomized(TrainedByArt):
             raise ValueError(f"`threshold` must be above 0, got {threshold!r}")
         self.logits = checks.one_of("logits", logits, (True, False))
         try:
-            art_support.check_logits(model, (2 * channels, height, width), nb_classes)
+            art_support.check_logits(model, (self.channels * channels, height, width), nb_classes)
         except ValueError as error:
             raise ValueError(
                 f"de-randomized smoothing needs a network of twice the image's channels, {2 * channels}, the image and "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from art.attacks.evasion import ProjectedGradientDescentPyTorch
+from art.attacks.evasion import DeepFool, ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
@@ -18,13 +18,19 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.records import ABSTAIN
 from art_rs_plugin.estimator import RandomizedSmoothingPyTorch
 
+_NEAREST = 10  # classes whose boundaries DeepFool weighs, as its authors do
+_WITHIN = 1 - 1e-5  # attacks stay so far within a radius: at it, rounding would decide whether what they find counts
+
 
 class AttackBound(UpperBound):
     """Projected gradient descent at one radius after the other: `SmoothedPGD` on g, ART's PGD on f.
 
-    On g, success is another class than the label by PREDICT on fresh votes; an abstention is none.
+    On f, in l2, ART's DeepFool (Moosavi-Dezfooli et al. 2016) seeks the nearest boundary first, and of what the two
+    find the shorter counts. On g, success is another class than the label by PREDICT on fresh votes; an abstention is
+    none.
 
-    :param radii: Of the attacks, ascending, in the unit of x.
+    :param radii: Of the attacks, in the unit of x; what is longer than the largest counts as not found.
+    :param max_iter: Steps of each attack.
     :param n: Votes that judge what was found on g; each is wrong with probability `alpha` at most.
     """
 
@@ -51,7 +57,7 @@ class AttackBound(UpperBound):
         self.radii = sorted(checks.positive("radii", float(radius)) for radius in radii if radius != 0)
         self.certifies = "f" if sigma is None else "g"
         self.max_iter, self.num_samples, self.n, self.alpha = max_iter, num_samples, n, alpha
-        self._shape = tuple(input_shape)
+        self._shape, self._nb_classes = tuple(input_shape), nb_classes
         common: dict[str, Any] = {"input_shape": self._shape, "nb_classes": nb_classes, "clip_values": clip_values}
         self._base: PyTorchClassifier | None = None
         self._smoothed: RandomizedSmoothingPyTorch | None = None
@@ -74,18 +80,44 @@ class AttackBound(UpperBound):
             raise ValueError("`y` must be given: an attack leads away from a label; got None")
         right = ~self._fooled(inputs, inputs, labels, names, clean=True)
         found = np.where(right, np.inf, 0.0)
+        if self._base is not None and self.norm == 2 and self.radii:
+            nearest = self._nearest(inputs, labels, names, right)
+            found = np.where(right & (nearest <= self.radii[-1]), nearest, found)
         for radius in self.radii:
-            left = np.flatnonzero(np.isinf(found))
+            left = np.flatnonzero(found > radius)
             if not len(left):
                 break
             some, of_some, called = inputs[left], labels[left], [names[row] for row in left]
             made = self._attack(some, of_some, called, radius)
-            lengths = np.linalg.norm((made.astype(np.float64) - some).reshape(len(some), -1), self.norm, axis=1)
-            fooled = self._fooled(some, made, of_some, called)
-            found[left[fooled]] = lengths[fooled]
+            lengths = self._lengths(some, made, of_some, called)
+            found[left] = np.minimum(found[left], lengths)
+        return found
+
+    def _lengths(self, x: NDArray[Any], made: NDArray[Any], y: NDArray[Any], names: list[int]) -> NDArray[np.float64]:
+        """Of what an attack made, `(m,)`; inf where it fools nobody."""
+        lengths = np.linalg.norm((made.astype(np.float64) - x).reshape(len(x), -1), self.norm, axis=1)
+        found: NDArray[np.float64] = np.where(self._fooled(x, made, y, names), lengths, np.inf)
+        return found
+
+    def _nearest(
+        self, x: NDArray[Any], y: NDArray[Any], names: list[int], right: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Lengths by DeepFool where f is right."""
+        found = np.full(len(x), np.inf)
+        at = np.flatnonzero(right)
+        if len(at):
+            # of many classes ART weighs those that are likely for any input of a batch
+            one_by_one = self._nb_classes > _NEAREST
+            attack = DeepFool(
+                self._base, max_iter=self.max_iter, nb_grads=min(_NEAREST, self._nb_classes),
+                batch_size=1 if one_by_one else len(at), verbose=False,
+            )  # fmt: skip
+            made = np.asarray(attack.generate(x[at]), dtype=np.float32)
+            found[at] = self._lengths(x[at], made, y[at], [names[row] for row in at])
         return found
 
     def _attack(self, x: NDArray[Any], y: NDArray[Any], names: list[int], radius: float) -> NDArray[np.float32]:
+        radius *= _WITHIN
         steps: dict[str, Any] = {"norm": self.norm, "eps": radius, "max_iter": self.max_iter, "verbose": False}
         if self._smoothed is not None:
             self._smoothed.gradient_calls = 0  # an input's noise is named by its index

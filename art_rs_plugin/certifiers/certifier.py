@@ -23,12 +23,14 @@ class Certifier(ABC):
 
     :cvar name: Under which `certifiers.get` finds it.
     :cvar certifies: "f", the network as it is, or "g", the network smoothed by noise.
+    :cvar channels: Its network takes so many times the channels of an image.
     :ivar norm: Of its radii: 2, inf, or "patch" for the side of a square of pixels.
     :ivar alpha: Bounds the probability that a certificate is false; 0.0 for a deterministic certifier.
     """
 
     name: ClassVar[str]
     certifies: ClassVar[Literal["f", "g"]]
+    channels: ClassVar[int] = 1
     norm: Norm = 2.0
     alpha: float = 0.0
 

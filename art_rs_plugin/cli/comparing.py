@@ -21,9 +21,15 @@ def compare(
         Path | None, typer.Option(help="TOML file that says data, images, radii, and an [[entry]] for each certifier.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set, without --config.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Network for all certifiers, without --config.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Network for all certifiers, without --config; may be given again.")
+    ] = None,
     certifiers_: Annotated[
         str | None, typer.Option("--certifiers", help="Names separated by commas, without --config; `list` shows them.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(help="Noise of certifiers by votes, without --config: not the checkpoint's but each of these."),
     ] = None,
     radii: Annotated[str | None, typer.Option(help="Radii of the table, in the unit of the input.")] = None,
     max_: Annotated[
@@ -44,16 +50,18 @@ def compare(
             say("\n".join(certifiers.available()))
             return
         if config is not None:
-            if any(given is not None for given in (data, checkpoint, certifiers_, radii)):
+            if any(given is not None for given in (data, checkpoint, certifiers_, sigmas, radii)):
                 raise ValueError(f"`--config` must stand alone, for {config} says data, networks, certifiers and radii")
             comparison = comparing.load(config)
         else:
-            if data is None or checkpoint is None or certifiers_ is None:
+            if data is None or not checkpoint or certifiers_ is None:
                 raise ValueError("`--config` must be given, or `--data`, `--checkpoint` and `--certifiers`")
             comparison = comparing.Comparison(
                 data=data,
-                entries=tuple(
-                    comparing.Entry(certifier=name.strip(), checkpoint=checkpoint) for name in certifiers_.split(",")
+                entries=comparing.crossed(
+                    [name.strip() for name in certifiers_.split(",")],
+                    checkpoint,
+                    [] if sigmas is None else options.numbers(sigmas, "sigmas"),
                 ),
                 radii=tuple(options.numbers(radii or options.DEFAULT_RADII)),
                 images=max_,

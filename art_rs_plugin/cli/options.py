@@ -68,7 +68,8 @@ Checkpoint = Annotated[
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="small-cnn, lenet, mlp, mlp-7x1024, wong-kolter, resnet20, resnet110, resnet50; your own module:factory."
+        help="small-cnn, lenet, mlp, mlp-7x256, mlp-7x1024, wong-kolter, resnet20, resnet110, resnet50; "
+        "your own module:factory."
     ),
 ]
 Most = Annotated[int | None, typer.Option("--max", help="Only so many images.")]

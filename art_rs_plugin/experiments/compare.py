@@ -1,126 +1,31 @@
-"""Certifiers beside each other on the same images: what a comparison is, and how it is run."""
+"""Certifiers beside each other on the same images: how a comparison is run."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from art_rs_plugin import certifiers
 from art_rs_plugin.certifiers import Certifier, UpperBound
 from art_rs_plugin.certifiers.smoothing import Smoothing
-from art_rs_plugin.core import checks
-from art_rs_plugin.experiments import checkpoints, datasets, runs
+from art_rs_plugin.experiments import checkpoints, datasets, models, runs
 from art_rs_plugin.experiments.datasets import DataSet
+from art_rs_plugin.experiments.entries import Comparison as Comparison
+from art_rs_plugin.experiments.entries import Entry as Entry
+from art_rs_plugin.experiments.entries import crossed as crossed
+from art_rs_plugin.experiments.entries import load as load
+from art_rs_plugin.experiments.entries import parameters
 from art_rs_plugin.experiments.ledger import Ledger, Row, read_ledger, rebound, row_of
 from art_rs_plugin.experiments.rows import rule_of
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 _AT_ONCE = 16  # images: lost at most when a run is stopped
-_LABEL = "-_.,= +()"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A certifier and the network that it is given.
-
-    :param certifier: A name in `certifiers.available()`.
-    :param checkpoint: Folder that `art-rs train` wrote, or a file of weights with `model`, the name of a network, and
-        with `mean` and `std` if they are not the data set's.
-    :param label: In tables, in the legend, and the name of its ledger.
-    :param fit: Options of the certifier's own training, such as `{"epochs": 10}`, on the training images; without, the
-        network is certified as it is.
-    :param options: Of the certifier's `build`. `sigma` and `seed` are the checkpoint's and the comparison's if it takes
-        them and they are not given, and so are `radii`.
-    """
-
-    certifier: str
-    checkpoint: Path
-    model: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    label: str = ""
-    fit: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.certifier not in certifiers.available():
-            checks.one_of("certifier", self.certifier, certifiers.available())
-        label = self.label or self.certifier
-        if not all(character.isalnum() or character in _LABEL for character in label) or label.startswith("."):
-            raise ValueError(f"`label` must be of letters, digits and {_LABEL!r}, for it names a file, got {label!r}")
-        object.__setattr__(self, "label", label)
-        object.__setattr__(self, "checkpoint", Path(self.checkpoint))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Entries on the same images of a data set.
-
-    :param images: How many, evenly spread over the data set.
-    :param radii: Of the table, in the unit of the data and the norm of the comparison.
-    :param norm: 2, or inf.
-    """
-
-    data: str
-    entries: tuple[Entry, ...]
-    radii: tuple[float, ...]
-    images: int = 100
-    split: str = "test"
-    norm: float = 2.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.whole("images", self.images)
-        checks.whole("seed", self.seed, minimum=0)
-        checks.one_of("norm", self.norm, (2, float("inf")))
-        if not self.entries:
-            raise ValueError("`entry` must name at least one certifier, got none")
-        labels = [entry.label for entry in self.entries]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"each `label` must be another, got {', '.join(labels)}")
-        for radius in self.radii:
-            checks.non_negative("radii", radius)
-
-    def indices(self, data: DataSet) -> list[int]:
-        """Which images."""
-        return list(range(0, len(data), max(1, len(data) // self.images)))[: self.images]
-
-
-def load(path: Path) -> Comparison:
-    """A comparison from a TOML file: the keys of `Comparison`, and a table `[[entry]]` for each entry.
-
-    Checkpoints are relative to the file.
-
-    :raises FileNotFoundError: There is no such file.
-    :raises ValueError, TypeError: What is there is no comparison; names the file and what is wrong.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"comparison `{path}` does not exist")
-    try:
-        told = tomllib.loads(path.read_text())
-        entries = tuple(Entry(**entry) for entry in told.pop("entry", []))
-        here = [replaced(entry, path.parent / entry.checkpoint) for entry in entries]
-        return Comparison(**{**told, "radii": tuple(told.get("radii", ())), "entries": tuple(here)})
-    except (ValueError, TypeError) as error:  # TOMLDecodeError is a ValueError
-        raise type(error)(f"{path}: {error}") from error
-
-
-def replaced(entry: Entry, checkpoint: Path) -> Entry:
-    """The entry with another checkpoint."""
-    return Entry(**{**asdict(entry), "checkpoint": checkpoint})
 
 
 def run(
@@ -169,8 +74,10 @@ def run(
                 say(len(indices))
             if missing and entry.fit:
                 _fit(certifier, entry, datasets.load(comparison.data, "train", root=data_root))
-            for first in range(0, len(missing), _AT_ONCE):
-                names = missing[first : first + _AT_ONCE]
+            # what reasons about f takes one image after the other, each for seconds or minutes
+            at_once = 1 if isinstance(certifier, Certifier) and certifier.certifies == "f" else _AT_ONCE
+            for first in range(0, len(missing), at_once):
+                names = missing[first : first + at_once]
                 for row in _rows(certifier, *data.arrays(names), names):
                     ledger.append(row)
                 done += len(names)
@@ -185,9 +92,12 @@ def _built(
     entry: Entry, comparison: Comparison, data: DataSet
 ) -> tuple[Certifier | UpperBound, nn.Module, dict[str, Any]]:
     """The certifier of an entry, its network, and the options that it was built with."""
-    model, sigma = runs.open_network(entry.checkpoint, data, entry.model, mean=entry.mean, std=entry.std)
     kind = certifiers.get(entry.certifier)
-    taken = {**inspect.signature(kind.__init__).parameters, **inspect.signature(kind.build).parameters}
+    if entry.checkpoint is None:
+        model, sigma = _fresh(entry, data, getattr(kind, "channels", 1), comparison.seed), None
+    else:
+        model, sigma = runs.open_network(entry.checkpoint, data, entry.model, mean=entry.mean, std=entry.std)
+    taken = parameters(kind)
     usual = {"sigma": sigma, "seed": comparison.seed, "radii": list(comparison.radii)}
     if issubclass(kind, UpperBound):
         usual.pop("sigma")  # whether g is attacked, or f, is for the entry to say
@@ -196,6 +106,19 @@ def _built(
         raise ValueError(f"`fit` must not be given for `{entry.certifier}`, which has no training of its own")
     built = kind.build(model, input_shape=data.input_shape, nb_classes=data.nb_classes, **options)
     return built, model, options
+
+
+def _fresh(entry: Entry, data: DataSet, times: int, seed: int) -> nn.Module:
+    """The network that an entry names, of so many times the channels of an image, its weights drawn from the seed."""
+    assert entry.model is not None
+    channels, height, width = data.input_shape
+    usual = (data.mean, data.std) if times == 1 else (None, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.build(
+            entry.model, input_shape=(times * channels, height, width), nb_classes=data.nb_classes,
+            mean=entry.mean or usual[0], std=entry.std or usual[1],
+        ).eval()  # fmt: skip
 
 
 def _header(

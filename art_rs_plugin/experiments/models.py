@@ -167,13 +167,13 @@ def _mlp(*, input_shape: Shape, nb_classes: int) -> nn.Module:
     )
 
 
-def _mlp_7x1024(*, input_shape: Shape, nb_classes: int) -> nn.Module:
-    """Seven layers, six of them of 1 024, as Zhang et al. 2018 certify on CIFAR-10 by CROWN."""
+def _mlp_of_seven(*, input_shape: Shape, nb_classes: int, width: int) -> nn.Module:
+    """Seven layers, six of them of 1 024 as Zhang et al. 2018 certify on CIFAR-10 by CROWN, or of another width."""
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     inputs = math.prod(input_shape)
     for number in range(1, 7):
-        layers |= {f"fc{number}": nn.Linear(inputs, 1024), f"relu{number}": nn.ReLU()}
-        inputs = 1024
+        layers |= {f"fc{number}": nn.Linear(inputs, width), f"relu{number}": nn.ReLU()}
+        inputs = width
     return _sequence(**layers, fc7=nn.Linear(inputs, nb_classes))
 
 
@@ -237,7 +237,8 @@ MODELS: dict[str, Architecture] = {
     "small-cnn": Architecture(_small_cnn),
     "lenet": Architecture(_lenet, smallest=16),
     "mlp": Architecture(_mlp),
-    "mlp-7x1024": Architecture(_mlp_7x1024),
+    "mlp-7x256": Architecture(partial(_mlp_of_seven, width=256)),
+    "mlp-7x1024": Architecture(partial(_mlp_of_seven, width=1024)),
     "wong-kolter": Architecture(_wong_kolter, smallest=4),
     "resnet20": Architecture(partial(_cifar_resnet, depth=20, projection=False), smallest=16),
     "resnet110": Architecture(partial(_cifar_resnet, depth=110, projection=True), smallest=16),

@@ -5,7 +5,7 @@
 #
 # PUBLISHED holds `mnist.pth` and `cifar_small_36px.pth` of Wong et al. 2018 (their repository's `models_scaled` and
 # `models_scaled_l2`), data sets come from ART_RS_DATA. NAME is a file here without its .toml; all if none is given.
-# About an hour and a half on two cores; every network has the architecture that it is compared with.
+# An hour or two on two cores; every network has the architecture that it is compared with.
 set -euo pipefail
 usage="usage: $0 OUT PUBLISHED [NAME...]"
 out=${1:?"$usage"} published=${2:?"$usage"}
@@ -31,13 +31,13 @@ networks() {
     mnist | *-lipschitz) network mnist-lmt mnist wong-kolter 0.25 20 --lr 0.01 --method lmt --option margin=1 \
       --option warmup=10 ;;
     figure7-cifar10)
-      network cifar10-0.12 cifar10 wong-kolter 0.12 30
-      network cifar10-0.25 cifar10 wong-kolter 0.25 30
+      network cifar10-0.12 cifar10 wong-kolter 0.12 15
+      network cifar10-0.25 cifar10 wong-kolter 0.25 15
       ;;
     figure13-crown)
-      network cifar10-mlp-0.12 cifar10 mlp-7x1024 0.12 15 --lr 0.01
+      network cifar10-mlp-0.12 cifar10 mlp-7x256 0.12 8 --lr 0.01
       # without a margin this is training without noise
-      network cifar10-mlp cifar10 mlp-7x1024 0.25 15 --lr 0.01 --method lmt --option margin=0
+      network cifar10-mlp cifar10 mlp-7x256 0.25 8 --lr 0.01 --method lmt --option margin=0
       ;;
   esac
 }

@@ -11,6 +11,7 @@ from torch import nn
 from art_rs_plugin import certifiers
 from art_rs_plugin.certifiers import Certifier, UpperBound
 from art_rs_plugin.core.certificate import Certificate
+from art_rs_plugin.experiments import compare
 
 
 class Theirs(Certifier):
@@ -70,11 +71,15 @@ def test_another_packages_certifier_is_found_and_made(plugins):
         (f"{__name__}:NOT_ONE", "must be a subclass of Certifier or UpperBound, got 3"),
     ],
 )
-def test_a_broken_one_is_reported_and_harms_no_other(plugins, value, said):
+def test_a_broken_one_is_reported_and_left_out_and_harms_no_other(plugins, value, said):
     plugins(("broken", value), ("theirs", f"{__name__}:Theirs"))
-    assert {"broken", "theirs", "crown"} <= set(certifiers.available())
+    with pytest.warns(UserWarning, match=f"{said}.*; it is left out"):
+        names = certifiers.available()
+    assert set(names) == {*certifiers._OURS, "theirs"}
     with pytest.raises(ImportError, match=said):
         certifiers.get("broken")
+    with pytest.raises(ImportError, match=said):
+        compare.Entry(certifier="broken", checkpoint="a")
     assert certifiers.get("theirs") is Theirs
     assert certifiers.get("crown").name == "crown"
 
@@ -91,7 +96,7 @@ def test_no_package_takes_a_name_that_is_taken(plugins):
 
 
 def test_an_unknown_name_gets_the_names_that_there_are():
-    with pytest.raises(ValueError, match=r"a certifier must be one of .*crown, fast-lin.*, got 'corwn'"):
+    with pytest.raises(ValueError, match=r"`certifier` must be one of .*crown, fast-lin.*, got 'corwn'"):
         certifiers.get("corwn")
 
 

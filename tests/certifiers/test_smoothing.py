@@ -7,7 +7,7 @@ from scipy.stats import norm as normal
 from torch import nn
 
 from art_rs_plugin import Looks, RandomizedSmoothingPyTorch
-from art_rs_plugin.certifiers import get
+from art_rs_plugin.certifiers import attack_bound, get
 from art_rs_plugin.core.radii import RADII
 
 SIGMA = 0.5
@@ -88,7 +88,27 @@ class TestAttackBound:
                 assert distance == np.inf
             else:
                 past = min(radius for radius in radii if radius > margin)
-                assert margin <= distance <= past * (1 + 1e-5)
+                assert margin <= distance < past  # else it would not count at that radius
+                if (sigma, order) == (None, 2):  # DeepFool needs no radius to try
+                    assert distance == pytest.approx(margin, rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("by_deepfool", "expected"),
+        [(0.0, [0.4, np.inf]), (0.35, [0.35, np.inf]), (0.5, [0.4, np.inf]), (0.95, [0.4, np.inf])],
+    )
+    def test_of_what_deepfool_and_pgd_find_the_shorter_counts(self, by_deepfool, expected, monkeypatch):
+        """Margins of .3 and .9, radii up to .8: what is longer was not to be found."""
+
+        class Fake:
+            def __init__(self, classifier, **options):
+                assert options["nb_grads"] == 2
+
+            def generate(self, x):
+                return x - by_deepfool * np.array([1, 0, 0, 0], np.float32).reshape(1, 1, 2, 2)
+
+        monkeypatch.setattr(attack_bound, "DeepFool", Fake)
+        bound = get("attack-bound").build(plane(), **SHAPE, radii=[0.8, 0.2, 0.4], clip_values=None)
+        assert bound.distances(points(0.3, 0.9), np.array([1, 1])) == pytest.approx(expected, rel=1e-4)
 
     def test_depends_on_each_input_and_its_index_alone(self):
         y = np.array([1, 0, 1, 1, 1])

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -226,6 +227,62 @@ def test_a_certifier_that_trains_is_trained_and_says_so(trained, tmp_path):
         )
 
 
+def test_patches_have_a_table_of_their_own_and_their_network_twice_the_channels(trained, tmp_path):
+    path = tmp_path / "patches.toml"
+    path.write_text(
+        'data = "digits"\nimages = 12\nradii = [0.0]\n[[entry]]\ncertifier = "art-derandomized"\nmodel = "mlp"\n'
+        "fit = { epochs = 12, lr = 0.05, batch_size = 64 }\noptions = { ablation_size = 3, threshold = 0.3 }\n"
+    )
+    read = compare.load(path)
+    ledgers = compare.run(compare.Comparison(
+        data="digits", images=12, radii=(0.0,), entries=(*read.entries, entry(trained, "crown"))
+    ), tmp_path / "out")  # fmt: skip
+    of_all, rows = read_ledger(ledgers["art-derandomized"])
+    assert of_all["certifier"]["norm"] == "patch"
+    right = [row["prediction"] == row["label"] for row in rows]
+    side = [row["radius"] if ok else -1 for row, ok in zip(rows, right, strict=True)]
+    assert max(side) >= 1  # else nothing is shown
+    written = side_by_side.write(ledgers, read.radii, 2, 64, tmp_path / "out")
+    assert {path.name for path in written} >= {"patches.md", "compare.md"}
+    table, others = ((tmp_path / "out" / name).read_text() for name in ("patches.md", "compare.md"))
+    assert ("art-derandomized" in table, "crown" in table) == (True, False)
+    assert ("art-derandomized" in others, "crown" in others) == (False, True)
+    header, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    cells = dict(zip(header, row, strict=True))
+    assert float(cells["r = 1"]) == pytest.approx(np.mean([s >= 1 for s in side]), abs=5e-4)
+    # the same network, trained the same way, if the run is made again
+    again = compare.run(read, tmp_path / "again")
+    assert [row["radius"] for row in read_ledger(again["art-derandomized"])[1]] == [row["radius"] for row in rows]
+
+
+def test_certifiers_are_crossed_with_checkpoints_and_sigmas(trained, tmp_path):
+    def told(names, folders, sigmas=()):
+        made = compare.crossed(names.split(), folders, sigmas)
+        assert all(entry.checkpoint in folders for entry in made)
+        return {entry.label: entry.options.get("sigma") for entry in made}
+
+    assert told("smoothing crown", [trained]) == {"smoothing": None, "crown": None}
+    assert told("smoothing crown", [trained], [0.1, 0.5]) == {
+        "smoothing, 0.1": 0.1,
+        "smoothing, 0.5": 0.5,
+        "crown": None,
+    }
+    two = told("smoothing crown", [trained, trained.with_name("other")], [0.5])
+    assert two == {"smoothing, digits": 0.5, "smoothing, other": 0.5, "crown, digits": None, "crown, other": None}
+    # what attacks leave, of what the others certify: f, g of the checkpoint's sigma, or of those that are given
+    assert told("crown attack-bound", [trained])["attack-bound"] is None
+    assert told("smoothing attack-bound", [trained])["attack-bound"] == 0.25
+    both = told("smoothing crown attack-bound", [trained], [0.1, 0.5])
+    assert [label for label in both if "attack" in label] == [
+        "attack-bound, f",
+        "attack-bound, 0.1",
+        "attack-bound, 0.5",
+    ]
+    made = compare.crossed(["smoothing"], [trained], [0.1, 0.5])
+    ledgers = compare.run(comparison(*(replace(one, options={**one.options, "n": 100}) for one in made)), tmp_path)
+    assert [read_ledger(path)[0]["noise"]["sigma"] for path in ledgers.values()] == [0.1, 0.5]
+
+
 def test_another_networks_ledger_is_not_continued(usual, trained, tmp_path):
     compare.run(comparison(entry(trained, "crown")), tmp_path)
     with pytest.raises(LedgerMismatch, match="tolerance"):
@@ -274,8 +331,9 @@ class TestConfiguration:
         [
             ("data = ", "Invalid value"),
             ("radii = [0.1]", "`entry` must name at least one certifier"),
-            ('[[entry]]\ncertifier = "corwn"\ncheckpoint = "a"', "`certifier` must be one of .*'crown'.*got 'corwn'"),
-            ('[[entry]]\ncertifier = "crown"', "checkpoint"),
+            ('[[entry]]\ncertifier = "corwn"\ncheckpoint = "a"', "`certifier` must be one of .*, crown, .*got 'corwn'"),
+            ('[[entry]]\ncertifier = "crown"', "`checkpoint` must be given, or `model` and `fit`"),
+            ('[[entry]]\ncertifier = "crown"\nmodel = "mlp"', "none for crown"),
             (f'{ONE}\nlabel = "../b"', "`label` must be of letters"),
             (f"{ONE}\n{ONE}", "each `label` must be another"),
             (f"radii = [-1.0]\n{ONE}", "`radii` must be"),

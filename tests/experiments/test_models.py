@@ -15,6 +15,7 @@ SHAPES = {
     "small-cnn": [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 1, 5)],
     "lenet": [(1, 28, 28), (3, 16, 20)],
     "mlp": [(1, 8, 8), (3, 32, 32)],
+    "mlp-7x256": [(1, 8, 8)],
     "mlp-7x1024": [(1, 8, 8)],
     "wong-kolter": [(1, 28, 28), (3, 32, 32), (2, 5, 9)],
     "resnet20": [(3, 32, 32), (1, 28, 28), (1, 17, 23)],
@@ -81,6 +82,7 @@ def test_lenet_begins_undecided_under_noise(sigma):
         ("lenet", (1, 28, 28), 10, 431_080),
         # weights and biases of two convolutions and two layers, as the published file holds them
         ("wong-kolter", (1, 28, 28), 10, 272 + 8_224 + 156_900 + 1_010),
+        ("mlp-7x256", (3, 32, 32), 10, 3_073 * 256 + 5 * 257 * 256 + 257 * 10),
         ("mlp-7x1024", (3, 32, 32), 10, 3_073 * 1_024 + 5 * 1_025 * 1_024 + 1_025 * 10),
         # He et al. 2016, table 6: 0.27 M; with parameter-free shortcuts 269 722, as the published ResNet-20 has
         ("resnet20", (3, 32, 32), 10, 269_722),
