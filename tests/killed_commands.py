@@ -48,10 +48,15 @@ if __name__ == "__main__":
     each = max(0.75 * (work - again) / kills, 0.001)  # what a round may get done
     latest = again + each + math.sqrt(each**2 + 2 * again * each)  # so that it does, on average
     chance, dead = random.Random(0), 0
-    for _ in range(kills):
+    for _ in range(3 * kills):
+        if dead == kills:
+            break
         pid = start(killed)
         time.sleep(chance.uniform(0.0, latest))
         os.kill(pid, signal.SIGKILL)  # a process that nobody has waited for takes it, also where it has ended
-        dead += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        if os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+            dead += 1
+        else:  # the machine has become faster: what is left is to be killed while it sees that all is done
+            latest = min(latest, again / 2)
     taken(killed)
     print(dead)
