@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +28,11 @@ def averaged_gradients(model: nn.Module, forward: Checked, ranks: Ranks) -> Iter
         yield
         return
     device = next(model.parameters()).device
-    parallel = nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    made = nn.parallel.DistributedDataParallel
+    new = "forward_sync_buffers"  # what torch has begun to call it
+    shared_at_forward = new if new in signature(made).parameters else "broadcast_buffers"
+    on: dict[str, Any] = {"device_ids": [device.index] if device.type == "cuda" else None, shared_at_forward: False}
+    parallel = made(model, **on)
     alone = forward.forward
     forward.forward = partial(_logits, parallel, model)
     try:
