@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "art", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "sympy", "statsmodels", "mpmath", "jinja2")
+HEAVY = (
+    "torch",
+    "art",
+    "numpy",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "matplotlib",
+    "sympy",
+    "statsmodels",
+    "mpmath",
+    "jinja2",
+)
 # ART loads some of those itself; what is left is ours to spare
 NOT_TO_CERTIFY = ("torch._dynamo", "torch._inductor", "sympy", "matplotlib", "statsmodels", "mpmath", "jinja2")
 
@@ -55,7 +67,9 @@ def test_the_check_can_fail() -> None:
 @pytest.mark.slow
 def test_the_benchmark_says_what_starting_costs() -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "startup.py"
-    printed = subprocess.run([sys.executable, script, "--repeats", "1"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, script, "--repeats", "1"], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")][2:]
     assert [name for name, *_ in rows][:3] == ["python alone", "import art_rs_plugin", "art-rs --help"]
     assert all(float(seconds) > 0 for _, seconds, _ in rows)
