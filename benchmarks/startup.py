@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py
 
-The claims: `import art_rs_plugin` takes less than .05 s beyond Python itself, `art-rs --help` less than .5 s in all. What
-certifies needs torch and ART, which cannot be spared; the last row says what is ours beside them.
+The claims: `import art_rs_plugin` takes less than .05 s beyond Python itself, `art-rs --help` less than .5 s in all.
+What certifies needs torch and ART, which cannot be spared; the last row says what is ours beside them.
 """
 
 import argparse
