@@ -43,7 +43,8 @@ class Arithmetic:
             raise ValueError(f"`compile` must be one of 'auto', True, False, got {compile!r}")
         self.compile = compile
         self._device = device
-        self._operations: int | None = None  # of one vote
+        self._operations: int | None = None  # of one vote; counting them costs a small network's run seconds,
+        self._most: int | None = None  # and this is more, unless a weight is met more often than there are coordinates
         self._failed = False  # whether "auto" has found that there is nothing to compile, or to compile with
         self.program: Program | None = None
         if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
@@ -101,9 +102,15 @@ class Arithmetic:
         """Whether to compile: as told, or where so many votes are worth it and there is something to compile with."""
         if isinstance(self.compile, bool) or self._failed:
             return self.compile is True
+        worth = _WORTH_COMPILING.get(self._device.type, float("inf"))
+        if self._most is None:
+            weights = sum(parameter.numel() for parameter in model.parameters())
+            self._most = 2 * weights * make_example()[0].numel()
+        if self._most * votes < worth:
+            return False
         if self._operations is None:
             self._operations = _operations(partial(self.apply, model), make_example()[:2]) // 2
-        if self._operations * votes < _WORTH_COMPILING.get(self._device.type, float("inf")):
+        if self._operations * votes < worth:
             return False
         if self._device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
             self._failed = True

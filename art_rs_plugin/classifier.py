@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -20,11 +19,13 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art_rs_plugin.arithmetic import Arithmetic
 from art_rs_plugin.core import checks
 from art_rs_plugin.independence import check_independent, check_normalisation
-from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices
+from art_rs_plugin.inputs import checked_inputs, class_distributions, class_indices, warn_user
 from art_rs_plugin.layout import tried
 from art_rs_plugin.preprocessing import preprocessed
 from art_rs_plugin.smoothed import log_probability
 from art_rs_plugin.votes import ModelOutputError, mode
+
+_ONE_LOGIT = "a model with one output z names no class; give it one logit a class, such as (0, z)"
 
 
 class TorchClassifier(PyTorchClassifier):
@@ -91,10 +92,7 @@ class TorchClassifier(PyTorchClassifier):
     @nb_classes.setter
     def nb_classes(self, nb_classes: int | None) -> None:
         if nb_classes is not None and checks.whole("nb_classes", nb_classes) < 2:
-            raise ValueError(
-                f"`nb_classes` must be at least 2, got {nb_classes}: a model with one output z names no class; "
-                "give it one logit a class, such as (0, z)"
-            )
+            raise ValueError(f"`nb_classes` must be at least 2, got {nb_classes}: {_ONE_LOGIT}")
         self._nb_classes: int | None = None if nb_classes is None else int(nb_classes)
 
     @property
@@ -223,18 +221,25 @@ class TorchClassifier(PyTorchClassifier):
             with mode(self.model, training=False):
                 logits, self._needs_channels_first = tried(self._logits, torch.cat([x, x])[:2])
         except Exception as error:
+            channels = (1, 3, 4)  # grey, RGB, RGBA
+            last = x.ndim == 4 and x.shape[3] in channels and x.shape[1] not in channels
+            hint = "; if channels come last, pass numpy.transpose(x, (0, 3, 1, 2))" if last else ""
             raise ValueError(
                 f"the model must accept x of shape {tuple(x.shape)} and dtype float32, got {type(error).__name__}: "
-                f"{error}"
+                f"{error}{hint}"
             ) from error
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 2:
             got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ModelOutputError(f"the model must return logits of shape (m, nb_classes) for m inputs, got {got}")
+            hint = f"; {_ONE_LOGIT}" if got == (2,) else ""
+            raise ModelOutputError(
+                f"the model must return logits of shape (m, nb_classes) for m inputs, got {got}{hint}"
+            )
         if self._nb_classes_guessed:
             self.nb_classes = logits.shape[1]
         elif logits.shape[1] != self._nb_classes:
             raise ModelOutputError(
                 f"the model must return `nb_classes` = {self._nb_classes} logits, got {logits.shape[1]}"
+                + (f": {_ONE_LOGIT}" if logits.shape[1] == 1 else "")
             )
         if self.check_coupling:
             with mode(self.model, training=False):
@@ -279,7 +284,10 @@ def _device_type(device_type: str | None) -> str:
         return "gpu" if torch.cuda.is_available() else "cpu"
     checks.one_of("device_type", device_type, ("gpu", "cpu"))
     if device_type == "gpu" and not torch.cuda.is_available():
-        warnings.warn('`device_type` is "gpu" and torch finds none: this estimator runs on the CPU', stacklevel=4)
+        warn_user(
+            '`device_type` is "gpu" and torch finds none: this estimator runs on the CPU; pass device_type="cpu", or '
+            "install a torch that is built for the GPU"
+        )
         return "cpu"
     return device_type
 

@@ -17,6 +17,8 @@ from art_rs_plugin.core import checks
 from art_rs_plugin.core.certificate import check_votes
 from art_rs_plugin.core.rounded import check_sigma
 from art_rs_plugin.fitting import Fitting
+from art_rs_plugin.inputs import warn_of_units
+from art_rs_plugin.migration import settings_of
 from art_rs_plugin.noise import NOISES, SOUND, Distribution, NoNoise
 from art_rs_plugin.randomness import TORCH, check_source
 from art_rs_plugin.smoothed import (
@@ -98,6 +100,20 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         super().__init__(
             model, loss=loss, input_shape=input_shape, nb_classes=nb_classes, optimizer=optimizer, **kwargs
         )
+
+    @classmethod
+    def from_art(cls, art_estimator: PyTorchClassifier, **options: Any) -> RandomizedSmoothingPyTorch:
+        """The estimator of the model, loss, optimizer and settings of one of ART's, which it shares with it.
+
+        Of ART's `PyTorchRandomizedSmoothing`, or of a class derived from it, sigma is `scale`, n0 is `sample_size`,
+        which is what ART's `certify` selects a class by, and alpha is `alpha`. `docs/migrating.md` says what differs.
+
+        :param art_estimator: A `PyTorchClassifier` of ART.
+        :param options: Of the constructor, in place of what ART's estimator says; `sigma` if that does not say it.
+        :raises TypeError: `art_estimator` is another thing.
+        :raises ValueError: `sigma` is missing, or a setting that ART takes is refused.
+        """
+        return cls(**settings_of(art_estimator, options))
 
     @property
     def noise(self) -> Distribution:  # type: ignore[override]
@@ -276,6 +292,10 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         """Logits of f in torch, as ART's; refused to ART's attacks, as `model` is."""
         refuse_attacks(_TAKES_F)
         return super()._predict_framework(*args, **kwargs)
+
+    def _understand(self, x: torch.Tensor) -> None:
+        super()._understand(x)
+        warn_of_units(x, self.sigma)
 
     def _check_params(self) -> None:
         super()._check_params()

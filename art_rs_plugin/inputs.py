@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -27,13 +28,26 @@ def checked_inputs(x: Any, input_shape: tuple[int, ...] | None) -> torch.Tensor:
     inputs = inputs.to(torch.float32)
     if inputs.ndim < 2 or (input_shape is not None and inputs.shape[1:] != input_shape):
         wanted = "(m, ...)" if input_shape is None else f"(m, {', '.join(map(str, input_shape))})"
-        hint = "; pass x[None] for a single input" if inputs.shape == input_shape else ""
+        hint = _how_to_reach(input_shape, tuple(inputs.shape))
         raise ValueError(f"`x` must have shape {wanted}, got {tuple(inputs.shape)}{hint}")
     finite = torch.isfinite(inputs).flatten(1).all(dim=1)
     if not finite.all():
         row = int(torch.argmin(finite.to(torch.uint8)))
         raise ValueError(f"`x` must be finite, got NaN or infinity in x[{row}]")
     return inputs
+
+
+def _how_to_reach(wanted: tuple[int, ...] | None, got: tuple[int, ...]) -> str:
+    """What makes the wanted shape of an input of inputs of shape `got`, where that can be told."""
+    if got == wanted:
+        return "; pass x[None] for a single input"
+    if wanted is None or len(wanted) != 3 or len(got) != 4:
+        return ""
+    orders = {(0, 3, 1, 2): "channels come first", (0, 2, 3, 1): "channels come last"}
+    for order, meaning in orders.items():
+        if tuple(got[axis] for axis in order[1:]) == wanted:
+            return f"; {meaning}: pass numpy.transpose(x, {order})"
+    return ""
 
 
 def class_distributions(name: str, y: Any, m: int, nb_classes: int, device: torch.device) -> torch.Tensor:
@@ -98,6 +112,32 @@ def as_tensor(name: str, value: Any) -> torch.Tensor:
     return torch.from_numpy(
         np.require(array.astype(array.dtype.newbyteorder("="), copy=False), requirements=["C", "W"])
     )
+
+
+def warn_of_units(x: torch.Tensor, sigma: float) -> None:
+    """Warn where sigma and the inputs can hardly be meant in one unit: networks meet .12 to 1 times the range of x."""
+    low, high = float(x.min()), float(x.max())
+    if low >= 0 and 16 < high <= 255 and sigma <= 2:
+        warn_user(
+            f"`sigma` = {sigma:g} is next to nothing for x, which goes up to {high:g}: sigma is in the unit of x; "
+            "pass x / 255 for pixels from 0 to 255, or 255 times the sigma"
+        )
+    elif low >= 0 and 0 < high <= 1 and sigma >= 4:
+        warn_user(
+            f"`sigma` = {sigma:g} drowns x, which goes from {low:g} to {high:g}: sigma is in the unit of x; "
+            "pass sigma / 255 if it is meant for pixels from 0 to 255"
+        )
+
+
+def warn_user(message: str) -> None:
+    """Warn at the line outside of this package, and of ART, that the call came from."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "art_rs_plugin",
+        "art",
+    ):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def checked_indices(indices: ArrayLike | None, m: int) -> NDArray[np.int64]:

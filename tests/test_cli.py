@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare", "paper"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
         run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
-        for name in ("paired", "audit", "report"):
+        for name in ("paired", "audit", "report", "version"):
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 

@@ -1,10 +1,13 @@
-"""What docs/paper.md points at is there, and what is started under torchrun can be."""
+"""What the pages in docs/ show, runs, what they point at, is there, and what is started under torchrun can be."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from mktestdocs import check_md_file
+from torch.distributed.run import get_args_parser
 from typer.main import get_command
 
 from art_rs_plugin.cli import IN_COMPANY, app
@@ -42,6 +45,45 @@ def test_every_command_and_every_name_of_a_table_or_figure_exists():
     assert named <= {*ITEMS, "all", "list"}
     assert {f"table{n}" for n in range(1, 5)} <= named
     assert set(ITEMS) - named == {"figure13"}  # as figure7
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_md_file(page, memory=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_name_options_that_exist(page):
+    shown = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [line for block in shown for line in block.splitlines() if line.startswith("art-rs ")]
+    lines += re.findall(r"`(art-rs [a-z][^`]*)`", page.read_text())
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if " | " in line or words[1] not in COMMANDS:
+            assert set(re.findall(r"[a-z]+", line.partition(" ")[2].partition("--")[0])) <= {*COMMANDS}, line
+            continue
+        known = {option for parameter in COMMANDS[words[1]].params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_options_that_prose_names_exist(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    scripts = "".join(
+        path.read_text() for folder in ("benchmarks", "examples", "tests") for path in (ROOT / folder).glob("*.py")
+    )
+    of_scripts = set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', scripts))
+    # a script of somebody else's has options of its own
+    code = [words for words in re.findall(r"`([^`]*)`", prose) if not re.match(r"\w+\.py ", words)]
+    named = {word for words in code for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", words)}
+    of_torchrun = {option for action in get_args_parser()._actions for option in action.option_strings}
+    assert named <= OPTIONS | of_scripts | of_torchrun
 
 
 def torchrun_lines() -> list[str]:

@@ -61,6 +61,11 @@ SHAPES = "`x` must have shape (m, 1, 4, 4), got "
         (changed(X.astype(np.float64), (1, 0, 0, 0), 1e300), ValueError, "`x` must be finite"),
         (X[0], ValueError, SHAPES + "(1, 4, 4); pass x[None] for a single input"),
         (X[:, :, :3], ValueError, SHAPES + "(6, 1, 3, 4)"),
+        (
+            X.reshape(6, 4, 4, 1),
+            ValueError,
+            SHAPES + "(6, 4, 4, 1); channels come first: pass numpy.transpose(x, (0, 3, 1",
+        ),
         (X.reshape(6, 16), ValueError, SHAPES + "(6, 16)"),
         (X[:, 0], ValueError, SHAPES + "(6, 4, 4)"),
         (np.zeros((0, 16), np.float32), ValueError, SHAPES + "(0, 16)"),
@@ -246,3 +251,48 @@ class TestTraining:
             )
             with refuses(ValueError, message):
                 with_optimizer().fit_generator(loader)
+
+
+class TestNewcomers:
+    """What somebody new gets wrong: an error, or a warning where it may be meant, that names the remedy."""
+
+    @pytest.mark.parametrize(
+        ("scale", "sigma", "message"),
+        [
+            (255, 0.25, "pass x / 255 for pixels from 0 to 255, or 255 times the sigma"),
+            (1, 64.0, "pass sigma / 255 if it is meant for pixels from 0 to 255"),
+        ],
+    )
+    def test_pixels_and_sigma_in_different_units(self, scale, sigma, message):
+        with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+            RandomizedSmoothingPyTorch(network(), sigma).predict(X * scale, n=20)
+        assert [warning.filename for warning in caught] == [__file__]  # at the line that is to be mended
+        assert message.partition(" for")[0].partition(" if")[0] in str(caught[0].message)
+
+    @pytest.mark.parametrize(("scale", "sigma"), [(255, 64.0), (1, 0.25), (1, 1.0), (0, 64.0), (10, 0.25)])
+    def test_no_warning_where_units_may_be_the_same(self, scale, sigma, recwarn):
+        RandomizedSmoothingPyTorch(network(), sigma).predict(X * scale, n=20)
+        assert not recwarn.list
+
+    @pytest.mark.parametrize("options", [{}, {"nb_classes": 2}])
+    @pytest.mark.parametrize("flat", [False, True])
+    def test_one_logit(self, options, flat):
+        model = nn.Sequential(*network(1), nn.Flatten(0)) if flat else network(1)
+        with refuses(ValueError, "give it one logit a class, such as (0, z)"):
+            RandomizedSmoothingPyTorch(model, 0.25, **options).certify(X)
+
+    def test_channels_last_for_a_model_that_wants_them_first(self):
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+        last = np.zeros((2, 8, 8, 3), np.float32)
+        with refuses(ValueError, "if channels come last, pass numpy.transpose(x, (0, 3, 1, 2))"):
+            RandomizedSmoothingPyTorch(model, 0.25).certify(last)
+        with refuses(ValueError, "got (2, 8, 8, 3); channels come first: pass numpy.transpose(x, (0, 3, 1, 2))"):
+            RandomizedSmoothingPyTorch(model, 0.25, input_shape=(3, 8, 8)).certify(last)
+        assert len(
+            RandomizedSmoothingPyTorch(model, 0.25, input_shape=(3, 8, 8)).predict(last.transpose(0, 3, 1, 2), n=20)
+        )
+
+    def test_a_gpu_that_is_not_there(self):
+        with pytest.warns(UserWarning, match='pass device_type="cpu", or install a torch') as caught:
+            smoothed(device_type="gpu")
+        assert caught[0].filename == __file__

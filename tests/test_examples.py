@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.datasets import load_breast_cancer
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -19,7 +21,12 @@ def output(path: Path) -> str:
     return subprocess.run([sys.executable, path, "--quick"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+LONG = {"art_attack_benchmark", "certify_your_model"}  # ten attacks; a network of torchvision
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in EXAMPLES]
+)
 def test_an_example_runs(path: Path) -> None:
     assert output(path)
 
@@ -100,3 +107,35 @@ def test_training_noise_pays_where_it_is_the_noise_of_the_certificate() -> None:
     assert list(rows) == [0.0, 0.15, 0.5]
     assert min(shares[0] for shares in rows.values()) > 0.5, "at sigma .15 noise costs little"
     assert rows[0.5][1] > rows[0.0][1] + 0.1, "at sigma .5 it pays to have met it"
+
+
+@pytest.mark.slow
+def test_art_attack_benchmark_keeps_certified_below_empirical_and_writes_both_files(tmp_path: Path) -> None:
+    script = EXAMPLES[0].with_name("art_attack_benchmark.py")
+    subprocess.run([sys.executable, script, "--quick", "--out", tmp_path], check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "benchmark.csv")
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+    assert len(table) == 2 * table["attack"].nunique() == 20
+    assert (table["certified"] <= table["empirical"] + table["abstains"]).all()
+    assert (table[["empirical", "abstains", "wrong"]].sum(axis=1) - 1).abs().max() < 1e-9
+    together = table[table["attack"] == "all together"].set_index("eps")["empirical"]
+    for eps, rows in table.groupby("eps"):
+        assert together[eps] <= rows["empirical"].min()
+    assert together[1.0] < together[0.5] < table["clean"].iloc[0]
+
+
+def test_a_radius_of_a_table_is_told_in_the_unit_of_a_measurement() -> None:
+    printed = output(EXAMPLES[0].with_name("tabular.py"))
+    shares = [float(share) for share in re.findall(r"radius \d.\d+: (\S+)", printed)]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    assert shares[1] > 0.7
+    (radius,) = re.findall(r"within (\d\.\d+)", printed)
+    (reach,) = re.findall(r"mean radius alone may be off by (\d+\.\d+)", printed)
+    # the deviation of all 569, of which three quarters are the training set's
+    assert float(reach) / float(radius) == pytest.approx(load_breast_cancer().data[:, 0].std(), rel=0.05)
+
+
+def test_twice_the_resolution_gives_about_twice_the_radius() -> None:
+    (ratio,) = re.findall(r"resolution: (\S+) times", output(EXAMPLES[0].with_name("resolution.py")))
+    assert 1.7 < float(ratio) < 2.3

@@ -22,7 +22,7 @@ LAYERS = [
     {"fitting"},
     {"voting"},
     {"casting"},
-    {"classifier"},
+    {"classifier", "migration"},
     {"asking", "inputs", "preprocessing"},
     {"training"},
     {"ascent", "smoothed"},

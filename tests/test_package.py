@@ -1,6 +1,8 @@
 """The package as a user gets it: a wheel with all its files, that runs from a folder of its own."""
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import art_rs_plugin
 
@@ -21,9 +24,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "art_rs_plugin", source / "art_rs_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-    words = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(source / "dist"), str(source)]
-    subprocess.run(words, check=True, capture_output=True)
-    (built,) = (source / "dist").iterdir()
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(source / "dist"), str(source)]
+    subprocess.run(words, check=True, capture_output=True)  # the source distribution, and the wheel from that
+    (built,) = (source / "dist").glob("*.whl")
     return built
 
 
@@ -61,3 +64,30 @@ def test_metadata(wheel: Path) -> None:
     assert "\nRequires-Python: >=3.10\n" in text
     assert "\nLicense: MIT\n" in text
     assert "\nLicense-File: LICENSE\n" in text
+
+
+def test_an_index_would_take_both_distributions(wheel: Path) -> None:
+    files = sorted(wheel.parent.iterdir())
+    assert [file.name.endswith((".whl", ".tar.gz")) for file in files] == [True, True]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_the_constraints_are_the_least_versions_that_are_allowed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = [Requirement(line) for line in config["options"]["install_requires"].split("\n") if line]
+    lines = (ROOT / "constraints-minimum.txt").read_text().splitlines()
+    least = {pin.name: pin for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    assert set(least) == {requirement.name for requirement in needed}
+    for requirement in needed:
+        (allowed,) = requirement.specifier
+        (pinned,) = least[requirement.name].specifier
+        assert (allowed.operator, pinned.operator) == (">=", "==")
+        assert allowed.version == pinned.version
+
+
+def test_the_version_is_semantic_and_the_changelog_has_it() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", art_rs_plugin.__version__)
+    assert f"\n## {art_rs_plugin.__version__}" in (ROOT / "CHANGELOG.md").read_text()

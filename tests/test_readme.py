@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from mktestdocs import grab_code_blocks
 from typer.testing import CliRunner
 
 from art_rs_plugin.cli import app
@@ -35,7 +36,7 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         assert runner.invoke(app, words.split()).exit_code == 0
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for block in grab_code_blocks(README, lang="python"):
         exec(block, names)
     assert len(names["prediction"]) == len(names["radius"]) == 10  # type: ignore[arg-type]
     assert names["x_adversarial"].shape == names["x_test"].shape  # type: ignore[attr-defined]

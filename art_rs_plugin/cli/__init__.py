@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from art_rs_plugin.cli import attacks, auditing, comparing, options, pairing, paper, planning, reporting, training
+from art_rs_plugin.cli import (
+    about,
+    attacks,
+    auditing,
+    comparing,
+    options,
+    pairing,
+    paper,
+    planning,
+    reporting,
+    training,
+)
 from art_rs_plugin.cli.console import bar, in_company, leave_if_stopped, print_table, print_votes, reported, say
 from art_rs_plugin.cli.options import DEFAULT_RADII, Precision, Rule, Split
 
@@ -236,6 +247,7 @@ for command, words in (
     (pairing.paired, pairing.PAIRED_EXAMPLE),
     (auditing.audit, auditing.AUDIT_EXAMPLE),
     (reporting.report, reporting.REPORT_EXAMPLE),
+    (about.version, about.VERSION_EXAMPLE),
 ):
     app.command(epilog=f"Example: art-rs {words}")(command)
 

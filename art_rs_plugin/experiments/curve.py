@@ -8,19 +8,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from art_rs_plugin.core.certificate import ABSTAIN
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
 from art_rs_plugin.experiments.logs import round_down, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DECIMALS = 3
 # distinct without colour by their dashes, and with it (Okabe & Ito 2008) also to the colour-blind
@@ -79,6 +79,9 @@ def plot(logs: Mapping[str, pd.DataFrame]) -> Figure:
 
     :raises ValueError: for no logs, or one without examples or without radii.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     if not logs:
         raise ValueError("`logs` must hold at least one log, got none")
     settings = {name: _setting(log) for name, log in logs.items()}
@@ -129,6 +132,8 @@ def tidy(axes: Axes) -> None:
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 200) -> None:
     """Write a figure whole or not at all, in the format of the path's suffix; the same figure gives the same SVG."""
+    from matplotlib import rc_context
+
     path = Path(path)
     suffix = path.suffix.removeprefix(".").lower()
     buffer = io.BytesIO()
