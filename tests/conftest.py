@@ -1,6 +1,7 @@
-"""Shared fixtures: where real data and published references lie. Without them such tests skip, and say why."""
+"""Shared fixtures: a disk that fills up; where real data and published references lie, without which tests skip."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def data_root() -> Path:
 def reference() -> Path:
     """Folder with `checkpoints` and `certlogs`: published networks and certification logs."""
     return _folder("ART_RS_REFERENCE", "published networks and logs")
+
+
+@pytest.fixture
+def file_limit():
+    """A disk that fills up: a limit on the size of files, whose signal is ignored so that writing raises EFBIG."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

@@ -49,18 +49,6 @@ def certify(folder: Path, out: Path) -> list[str]:
     return words.split()
 
 
-@pytest.fixture
-def file_limit():
-    """A disk that fills up: a limit on the size of files, whose signal is ignored so that writing raises EFBIG."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 class TestFullDisk:
     def test_certify_keeps_whole_lines_says_so_and_goes_on(self, folder, tmp_path, file_limit):
         words, whole = certify(folder, tmp_path / "run.jsonl"), folder / "whole.jsonl"

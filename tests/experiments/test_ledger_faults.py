@@ -4,7 +4,6 @@ import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import textwrap
@@ -143,18 +142,6 @@ def test_killed_at_random_moments_it_ends_as_the_uninterrupted_ledger(tmp_path):
         for index in range(examples):
             ledger.append(big | {"index": index})
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-@pytest.fixture
-def file_limit():
-    """A disk that fills up: a limit on the size of files, whose signal is ignored so that writing raises EFBIG."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("room", [0, 1, 100])
