@@ -19,7 +19,7 @@ from art_rs_plugin.cli import app
 from art_rs_plugin.experiments import dealing
 from art_rs_plugin.experiments.ledger import read_ledger
 
-OTHERS = ("demo", "curve", "compare", "paper", "paired", "audit", "report", "plan")
+OTHERS = ("demo", "curve", "compare", "paper", "paired", "audit", "report", "version", "plan")
 
 
 def alone(*arguments):

@@ -36,6 +36,7 @@ ROW_KEYS = {
     "attack": (*_ALWAYS, "counts", "n", "leaves", "clean", "eps", "l2", "linf"),
 }
 _CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"\}\n\Z')
+_JOINED = re.compile(rb', "crc": "[0-9a-f]{8}"\}[^\n]{2}')  # its newline is lost
 _START = json.dumps({"format": FORMAT})[:-1].encode()  # every header begins so
 
 
@@ -166,13 +167,14 @@ def lines(path: Path) -> Iterator[tuple[int, Row]]:
     kind, seen, end, sealed = "", set[int](), 0, False
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            joined = _JOINED.search(line) is not None
+            if not line.endswith(b"\n") and not joined:
                 return
             try:
                 body = _unsealed(line, None if number == 1 else sealed)
                 sealed, value = body != line, _parse(body)
             except ValueError as error:
-                if number > 1 and (sealed or not _CHECKSUM.search(line)) and not file.read(1):
+                if number > 1 and not joined and (sealed or not _CHECKSUM.search(line)) and not file.read(1):
                     return  # torn, as a line with a checksum is not whose header has lost its own
                 problem = "is not a ledger" if number == 1 else "is corrupt"
                 raise ValueError(f"{path}, line {number}, {problem}: {error}") from None

@@ -63,7 +63,7 @@ def test_a_seed_that_nobody_gave_is_the_ledgers_own_also_after_a_restart(digits,
     assert votes[0] == votes[1]
 
 
-def test_a_model_that_fails_half_way_leaves_the_rows_before_it_and_the_run_goes_on(digits, tmp_path):
+def test_an_image_that_a_model_fails_on_costs_no_other_its_row_and_the_run_goes_on(digits, tmp_path):
     class FailsOn(nn.Module):
         def __init__(self, image):
             super().__init__()
@@ -81,7 +81,7 @@ def test_a_model_that_fails_half_way_leaves_the_rows_before_it_and_the_run_goes_
     assert [row["index"] for row in read_ledger(tmp_path / "run.jsonl")[1]] == [32, 229, 53]
     failing.image = None
     _, rows = certify(smoothed(failing), digits, tmp_path / "run.jsonl", [32, 229, 3, 53])
-    assert [row["index"] for row in rows] == [32, 229, 3, 53]
+    assert [row["index"] for row in rows] == [32, 229, 53, 3]
 
 
 def test_numpy_numbers_as_options_reach_the_ledger_as_json(digits, tmp_path):
