@@ -165,6 +165,7 @@ def test_an_image_without_finite_logits_is_named_and_all_others_are_certified(fo
     assert [row["index"] for row in read_ledger(tmp_path / "predicted.jsonl")[1]] == [*range(5), *range(6, 12)]
 
 
+@pytest.mark.slow
 def test_sigterm_while_training_leaves_a_state_to_go_on_from(tmp_path):
     words = f"train --data digits --model small-cnn --sigma 0.25 --epochs 200 --lr 0.05 --seed 0 --out {tmp_path}/it"
     process = subprocess.Popen(

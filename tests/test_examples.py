@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
+pytestmark = pytest.mark.slow  # starts of Python with torch, of several seconds each
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
@@ -21,12 +22,7 @@ def output(path: Path) -> str:
     return subprocess.run([sys.executable, path, "--quick"], capture_output=True, text=True, check=True).stdout
 
 
-LONG = {"art_attack_benchmark", "certify_your_model"}  # ten attacks; a network of torchvision
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in EXAMPLES]
-)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path) -> None:
     assert output(path)
 
@@ -109,7 +105,6 @@ def test_training_noise_pays_where_it_is_the_noise_of_the_certificate() -> None:
     assert rows[0.5][1] > rows[0.0][1] + 0.1, "at sigma .5 it pays to have met it"
 
 
-@pytest.mark.slow
 def test_art_attack_benchmark_keeps_certified_below_empirical_and_writes_both_files(tmp_path: Path) -> None:
     script = EXAMPLES[0].with_name("art_attack_benchmark.py")
     subprocess.run([sys.executable, script, "--quick", "--out", tmp_path], check=True, capture_output=True)

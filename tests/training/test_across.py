@@ -29,6 +29,7 @@ def shares(x, y, size=SIZE, batch_size=script.BATCH, epoch=1, **options):
     return [list(batches(epoch)) for batches in made]
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one_process(ends):
     """A plain loop over the batches of both, each with its own rank's noise, by torch alone."""
     model = script.network()
@@ -60,6 +61,7 @@ def test_two_ranks_take_the_steps_of_one_process(ends):
 
 
 @pytest.mark.parametrize("method", ["gaussian", *(f"all of {name}" for name in OBJECTIVES)])
+@pytest.mark.slow
 def test_all_ranks_end_with_the_same_weights_and_statistics(ends, method):
     ours, theirs = (end[method] for end in ends)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
