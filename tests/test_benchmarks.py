@@ -30,6 +30,7 @@ def tables(output: str) -> list[list[dict[str, str]]]:
     return found
 
 
+@pytest.mark.slow
 class TestGpu:
     def test_refuses_to_measure_where_there_is_no_gpu(self):
         done = run("gpu.py")
@@ -94,6 +95,7 @@ def measured(tmp_path_factory):
     return run("scaling.py", *words.split(), picture), picture
 
 
+@pytest.mark.slow
 class TestScaling:
     def test_prints_what_is_measured_and_the_ratio(self, measured):
         done, _ = measured

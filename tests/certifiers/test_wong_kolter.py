@@ -104,6 +104,7 @@ class TestPublished:
         # trained to be certified within .1 in l_inf
         assert all(certificate.radius > 0.1 for certificate in made)
 
+    @pytest.mark.slow
     def test_the_first_of_the_cifar10_networks_is_read_and_certified(self, reference, data_root):
         data = datasets.load("cifar10", "test", root=data_root)
         model = published(reference, "cifar_small_36px.pth", (3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.225,) * 3)
