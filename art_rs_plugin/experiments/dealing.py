@@ -216,14 +216,14 @@ class _News:
         self._ranks, self._before, self._total, self._on_row = ranks, done, total, on_row
         self._mine = self._others = 0
         self._untold, self._told = 0, time.monotonic()
+        self._said = self._done
 
     def add(self, row: Row) -> None:
         """One row more."""
         self._mine, self._untold = self._mine + 1, self._untold + 1
         if time.monotonic() - self._told > _SECONDS_PER_NEWS:
             self.tell()
-        if self._on_row is not None:
-            self._on_row(row, self._done, self._total)
+        self._say(row)
 
     def tell(self) -> None:
         """Tell the others, and hear how many there are."""
@@ -233,10 +233,14 @@ class _News:
     def hear(self, at_once: bool = False) -> None:
         """Hear, while there is nothing to tell."""
         if self._on_row is not None and (at_once or time.monotonic() - self._told > _SECONDS_PER_NEWS):
-            before = self._done
             self.tell()
-            if self._done != before:
-                self._on_row({}, self._done, self._total)
+            if self._done != self._said:
+                self._say({})
+
+    def _say(self, row: Row) -> None:
+        self._said = self._done
+        if self._on_row is not None:
+            self._on_row(row, self._said, self._total)
 
     @property
     def _done(self) -> int:

@@ -185,6 +185,21 @@ def test_rank_0_hears_of_every_row(tmp_path, monkeypatch):
     assert heard[-1] == (len(WANTED), len(WANTED))
 
 
+def test_rank_0_hears_of_rows_that_were_told_as_it_told_its_own():
+    heard, told = [], iter([5, 9, 9])
+
+    class Counting:
+        def count(self, name, by):
+            return next(told)
+
+    news = dealing._News(Counting(), 1, 10, lambda row, done, total: heard.append((row, done, total)))
+    news.add({"index": 3})
+    news.tell()  # others have told 4 rows by now
+    news.tell()  # and 4 more
+    news.hear(at_once=True)
+    assert heard == [({"index": 3}, 2, 10), ({}, 10, 10)]
+
+
 @pytest.fixture(scope="module")
 def digits():
     return datasets.load("digits", "test")
