@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from art_rs_plugin.certifiers import UnsupportedNetwork, get
+from art_rs_plugin.certifiers import UnsupportedNetwork, get, linear_bounds
 from art_rs_plugin.certifiers.certifier import largest
+from art_rs_plugin.certifiers.linear_bounds import LinearBounds
+from art_rs_plugin.certifiers.network import trace
 
 NORMS = [2, math.inf]
 NAMES = ["fast-lin", "crown"]
@@ -86,6 +88,28 @@ def test_margins_are_those_of_a_dense_implementation(norm, adaptive):
             weights, biases, image.flatten().astype(float), eps, 1 if norm == math.inf else 2, 1, adaptive
         )
         assert certifier.bounds.margin(values, eps, 1, adaptive) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_short_way_through_two_convolutions_ends_where_the_long_one_does(norm, adaptive, pruned, monkeypatch):
+    model = conv()
+    model[5] = nn.AvgPool2d(7)
+    if pruned:  # rows of all lengths, a channel without any
+        with torch.no_grad():
+            model[3].weight[torch.rand(model[3].weight.shape) < 0.5] = 0.0
+            model[3].weight[2] = 0.0
+    network = trace(model, (1, 28, 28))
+    short = LinearBounds(network, norm)
+    monkeypatch.setattr(linear_bounds, "_AT_ONCE", 0)
+    long = LinearBounds(network, norm)
+    assert [rows.through is None for rows in short._rows.values()] == [False, True]
+    assert [rows.through is None for rows in long._rows.values()] == [True, True]
+    for eps in (0.02, 0.2):
+        values = network.values(torch.rand(1, 1, 28, 28))
+        expected = long.margin(values, eps, 1, adaptive)
+        assert short.margin(values, eps, 1, adaptive) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
