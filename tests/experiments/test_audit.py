@@ -99,6 +99,20 @@ def test_all_of_a_ledger_that_no_one_touched_is_verified(folder, name):
     assert len({row["votes"] for row in read(folder, "looks")[1]}) > 1, "looks stop where they like"
 
 
+def test_a_ledger_of_the_stream_cipher_is_verified_and_its_source_is_part_of_it(folder):
+    estimator = estimator_of(checkpoints.load_checkpoint(folder / "network")[0], randomness="chacha20")
+    digits, budget = datasets.load("digits", "test"), RULES["fixed"]["budget"]
+    runs.certify(estimator, digits, range(0, 449, EVERY), folder / "cipher.jsonl", budget=budget)
+    findings = audit(folder / "cipher.jsonl", checkpoint=folder / "network", replay=None)
+    assert at_fault(findings) == []
+    assert {"header", "rows", "votes", "weights"} <= {finding.what for finding in findings if finding.holds}
+    header, rows = read(folder, "cipher")
+    assert header["noise"]["randomness"] == "chacha20"
+    torchs = {**header, "noise": {**header["noise"], "randomness": "torch"}}
+    assert found(folder, torchs, rows, checkpoint=folder / "network", replay=None)
+    assert found(folder, header, read(folder, "fixed")[1], checkpoint=folder / "network", replay=None)
+
+
 class Whole(datasets.Images):
     """Images whose every number is a whole 255th."""
 

@@ -45,10 +45,10 @@ def by_sigma(logs: Logs, data: str | None = None) -> Figure:
         upper = logs.attacked(name)
         _draw_upper_bounds(panel, upper)
         finish(panel, [*frames, *(f"upper bound: {plain(log.path.stem)} on f" for log in upper)], title)
-        if not upper:
-            note = "no ledger of an attack on the undefended\nnetwork among the logs: no upper bound drawn"
-            panel.text(0.98, 0.55, note, transform=panel.transAxes, ha="right", fontsize=7, color="0.35")
-    _note_inference(figure, chosen.values())
+    without = [name for name in names if not logs.attacked(name)]
+    of = "" if len(without) == len(names) else f" of {', '.join(without)}"
+    missing = f"No ledger of an attack on the undefended network is among the logs{of}: no upper bound is drawn."
+    _note_inference(figure, chosen.values(), missing if without else "")
     return figure
 
 
@@ -170,6 +170,7 @@ def _votes(logs: Mapping[float, Log]) -> str:
     return "; ".join(sorted({log.drawn for log in logs.values()}))
 
 
-def _note_inference(figure: Figure, groups: Iterable[Mapping[float, Log]]) -> None:
-    if any(not log.header for group in groups for log in group.values()):
-        footnote(figure, _INFERRED)
+def _note_inference(figure: Figure, groups: Iterable[Mapping[float, Log]], more: str = "") -> None:
+    inferred = any(not log.header for group in groups for log in group.values())
+    if notes := [note for note in (_INFERRED if inferred else "", more) if note]:
+        footnote(figure, " ".join(notes))

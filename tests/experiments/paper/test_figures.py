@@ -50,7 +50,6 @@ def test_figure_6_draws_every_sigma_in_a_panel_for_each_data_set(logs):
     # sigma .25 is drawn alike in both
     assert cifar.get_lines()[1].get_color() == imagenet.get_lines()[0].get_color()
     assert cifar.get_lines()[1].get_linestyle() == imagenet.get_lines()[0].get_linestyle()
-    assert "no ledger of an attack on the undefended" in words(figure)
     assert "TSV logs say neither n nor α" in words(figure)
     for axes in figure.axes:
         assert (axes.get_xlabel(), axes.get_ylabel()) == (
@@ -89,7 +88,11 @@ def test_figure_6_draws_what_an_attack_left_of_an_undefended_network(authors, tm
     line = axes.get_lines()[2]
     # 0.7 and the one never fooled lie beyond the certificates, and are drawn as far as these go
     assert [height(line, at) for at in (0.001, 0.3, 0.301, 0.59)] == [0.75, 0.75, 0.5, 0.5]
-    assert "no ledger of an attack" not in words(figure)
+    assert "No ledger of an attack" not in words(figure)
+    both = words(accuracy.by_sigma(sources.find([authors, tmp_path], n=1000))).replace("\n", " ")
+    assert "No ledger of an attack on the undefended network is among the logs of imagenet: no upper bound" in both
+    none = words(accuracy.by_sigma(sources.find([authors], n=1000))).replace("\n", " ")
+    assert "No ledger of an attack on the undefended network is among the logs: no upper bound" in none
 
 
 def test_figure_14_draws_theorem_6_in_both_forms(logs):
