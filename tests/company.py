@@ -71,7 +71,7 @@ class _Together:
         self.failed = None
 
     def listen(self):
-        if self.failed is not None and time.monotonic() > self.failed + 0.1:
+        if self.failed is not None and time.monotonic() > self.failed + 0.5:
             raise RankError("a rank is gone")
 
 

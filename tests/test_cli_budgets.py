@@ -109,9 +109,9 @@ def test_looks_that_were_stopped_end_as_if_they_had_not_been(here: Path, how: si
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # on a machine that is busy
     while not (here / name).exists() or (here / name).read_bytes().count(b"\n") < 4:
-        assert time.monotonic() < deadline, "it has not 3 rows after a minute"
+        assert time.monotonic() < deadline, "it has not 3 rows after five minutes"
         time.sleep(0.01)
     process.send_signal(how)
     errors = process.communicate()[1]
