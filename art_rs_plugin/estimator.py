@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,12 @@ from art_rs_plugin.fitting import Fitting
 from art_rs_plugin.inputs import warn_of_units
 from art_rs_plugin.migration import settings_of
 from art_rs_plugin.noise import NOISES, SOUND, Distribution, NoNoise
+from art_rs_plugin.plain import plain_classifier
 from art_rs_plugin.randomness import TORCH, check_source
 from art_rs_plugin.smoothed import (
     Draws,
-    LossOfProbabilities,
     Probe,
     SmoothedLoss,
-    SmoothedModule,
     expected_loss,
     mean_softmax_gradient,
     smoothadv,
@@ -261,19 +259,12 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         :param batch_size: Noisy copies per forward pass; chosen automatically if None.
         :raises ValueError: `input_shape` or `nb_classes` is not known yet.
         """
-        if fixed_noise:
-            draws: Callable[[], Draws] = partial(_itself, self.draws(num_samples, shared=True))
-        else:
-            draws = partial(self.draws, checks.whole("num_samples", num_samples))
-        rows = self._rows(batch_size, torch.empty(0, *self.input_shape))
-        return PyTorchClassifier(
-            model=SmoothedModule(self.model, self._logits, draws, batch_size=rows, probabilities=probabilities),
-            loss=LossOfProbabilities() if probabilities else torch.nn.CrossEntropyLoss(),
-            input_shape=self.input_shape,
-            nb_classes=self.nb_classes,
-            channels_first=self.channels_first,
-            clip_values=self.clip_values,
-            device_type=self._device_type,
+        return plain_classifier(
+            self,
+            num_samples,
+            fixed_noise=fixed_noise,
+            probabilities=probabilities,
+            batch_size=self._rows(batch_size, torch.empty(0, *self.input_shape)),
         )
 
     @property
@@ -314,7 +305,3 @@ class RandomizedSmoothingPyTorch(Fitting, Voting, TorchClassifier):
         check_votes(self.n0, self.n, self.alpha)
         if self.seed is not None:
             self.seed = checks.whole("seed", self.seed, minimum=0)
-
-
-def _itself(draws: Draws) -> Draws:
-    return draws

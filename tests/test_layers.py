@@ -22,7 +22,7 @@ LAYERS = [
     {"fitting"},
     {"voting"},
     {"casting"},
-    {"classifier", "migration"},
+    {"classifier", "migration", "plain"},
     {"asking", "inputs", "preprocessing"},
     {"training"},
     {"ascent", "smoothed"},

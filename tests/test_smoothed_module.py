@@ -4,6 +4,7 @@ import copy
 import pickle
 import types
 
+import dill
 import numpy as np
 import pytest
 import torch
@@ -118,6 +119,15 @@ def test_copies_and_pickles_with_its_noise():
         expected = module(torch.from_numpy(X))
         for other in copies:
             assert torch.equal(other(torch.from_numpy(X)), expected)
+
+
+def test_copies_go_without_the_optimizer_which_cannot_be_sent_to_other_processes():
+    model = network()
+    estimator = smoothed(model, optimizer=torch.optim.Adam(model.parameters()))
+    plain = estimator.smoothed_classifier(4)
+    sent = dill.loads(dill.dumps(plain))
+    assert np.array_equal(sent.predict(X), plain.predict(X))
+    assert estimator.optimizer.param_groups[0]["params"][0] is model[1].weight
 
 
 def test_says_what_it_does_not_know():
