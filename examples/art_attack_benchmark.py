@@ -2,6 +2,7 @@
 
     python examples/art_attack_benchmark.py                                  # digits, embedded; some minutes
     python examples/art_attack_benchmark.py --checkpoint mnist-0.25 --data mnist --eps 0.5,1,1.5,2 --out benchmark
+    python examples/art_attack_benchmark.py --checkpoint weights.pth --model mynet:make --sigma 0.25 --data mnist
 
 What is certified within eps no attack makes wrong, but for errors of probability alpha; between that and the accuracy
 under all attacks lies what is not known. Attacks are judged by PREDICT on votes that they have not seen; an abstention
@@ -11,6 +12,7 @@ picture.
 """
 
 import argparse
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ from art_rs_plugin import (
     SmoothedPGD,
     evaluate_attack,
 )
-from art_rs_plugin.experiments import checkpoints, curve, datasets, models
+from art_rs_plugin.experiments import curve, datasets, models, runs
 
 
 def within_eps(estimator, options):
@@ -76,8 +78,9 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as `art-rs certify` names them")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument(
-        "--checkpoint", type=Path, help="folder that `art-rs train` wrote; a small network if not given"
+        "--checkpoint", type=Path, help="folder that `art-rs train` wrote, or weights.pth; a small network if not given"
     )
+    parser.add_argument("--model", help="what weights.pth is of: a name of art-rs train, or yourmodule:factory")
     parser.add_argument("--sigma", type=float, help="if not the checkpoint's; 0.25 for the small network")
     parser.add_argument("--eps", default="0.25,0.5,0.75,1.0", help="l2 norms, in the unit of the input")
     parser.add_argument("--images", type=int, default=100)
@@ -105,8 +108,9 @@ def main() -> None:
 def smoothed(options, data):
     """The estimator of a checkpoint, or one trained here on digits."""
     if options.checkpoint is not None:
-        model, about = checkpoints.load_checkpoint(options.checkpoint)
-        sigma = options.sigma or about["sigma"]
+        sys.path.insert(0, "")  # your module, in the folder that you are in
+        model, trained_at = runs.open_network(options.checkpoint, data, options.model)
+        sigma = options.sigma or trained_at
         return RandomizedSmoothingPyTorch(model, sigma, seed=0, input_shape=data.input_shape, clip_values=(0, 1))
     torch.manual_seed(0)
     model = models.build("mlp", input_shape=data.input_shape, nb_classes=data.nb_classes)

@@ -6,6 +6,7 @@ To add one: write a function of (input_shape, nb_classes) that returns the netwo
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -256,13 +257,14 @@ def build(
 ) -> nn.Sequential:
     """A fresh model: `Normalize`, then the network `name`; it takes images in the unit of `mean` and `std`.
 
-    :param name: A key of `MODELS`, or "module:factory": a user's own function, called with the keywords `input_shape`
-        and `nb_classes`, whose network gets `Normalize` as its first layer unless it begins with one already.
+    :param name: A key of `MODELS`, or "module:factory": a user's own function or class, called with those of the
+        keywords `input_shape` and `nb_classes` that it takes. Its network gets `Normalize` as its first layer unless it is a
+        `Sequential` that begins with one.
     :param input_shape: (channels, height, width).
     :param mean: One number per channel; None: 0. Likewise `std`; None: 1.
     :raises ValueError: Unknown name, images that the architecture does not take, or `mean` and `std` that do not fit.
     :raises ImportError: The user's module cannot be imported, or has no such factory.
-    :raises TypeError: The user's factory returns no `torch.nn.Module`.
+    :raises TypeError: The user's factory needs something else, or returns no `torch.nn.Module`.
     """
     shape = _image_shape(input_shape)
     classes = checks.whole("nb_classes", nb_classes, minimum=2)
@@ -298,7 +300,15 @@ def _users_network(name: str, input_shape: Shape, nb_classes: int) -> nn.Module:
     factory: Callable[..., object] | None = getattr(module, attribute, None)
     if not callable(factory):
         raise ImportError(f"model `{name}`: module `{module_name}` has no function or class `{attribute}`")
-    network = factory(input_shape=input_shape, nb_classes=nb_classes)
+    signature = inspect.signature(factory)
+    known = {"input_shape": input_shape, "nb_classes": nb_classes}
+    open_to_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    keywords = {word: value for word, value in known.items() if open_to_all or word in signature.parameters}
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise TypeError(f"model `{name}` must need nothing but `input_shape` and `nb_classes`: {error}") from error
+    network = factory(**keywords)
     if not isinstance(network, nn.Module):
         raise TypeError(f"model `{name}` must return a torch.nn.Module, got {type(network).__name__}")
     return network

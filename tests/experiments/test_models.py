@@ -230,6 +230,15 @@ def users_module(tmp_path, monkeypatch):
         "def standardised(*, input_shape, nb_classes):\n"
         "    net = linear(input_shape=input_shape, nb_classes=nb_classes)\n"
         "    return nn.Sequential(Normalize(input_shape[0], [0.25], [0.75]), net)\n"
+        "def of_nothing():\n"
+        "    return nn.Linear(5, 3)\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self, nb_classes=2):\n"
+        "        super().__init__(5, nb_classes)\n"
+        "def any_of(**options):\n"
+        "    return linear(**options)\n"
+        "def of_more(nb_classes, width):\n"
+        "    return None\n"
         "def nothing(*, input_shape, nb_classes):\n"
         "    return None\n"
         "number = 3\n"
@@ -250,6 +259,14 @@ def test_a_users_factory_gets_shape_and_classes_and_is_standardised_once(users_m
     assert isinstance(own[1][1], nn.Linear)
 
 
+@pytest.mark.parametrize("name", ["of_nothing", "Net", "any_of"])
+def test_a_users_factory_is_told_what_it_takes(users_module, name):
+    assert (
+        models.build(f"{users_module}:{name}", input_shape=(1, 4, 5), nb_classes=3)(torch.rand(2, 1, 4, 5)).shape[-1]
+        == 3
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -262,6 +279,7 @@ def test_a_users_factory_gets_shape_and_classes_and_is_standardised_once(users_m
         (":net", ImportError, r"module `` cannot be imported"),
         ("art_rs_test_nets:absent", ImportError, r"module `art_rs_test_nets` has no function or class `absent`"),
         ("art_rs_test_nets:number", ImportError, r"has no function or class `number`"),
+        ("art_rs_test_nets:of_more", TypeError, "must need nothing but `input_shape` and `nb_classes`: .*'width'"),
         ("art_rs_test_nets:nothing", TypeError, r"must return a torch.nn.Module, got NoneType"),
     ],
 )
