@@ -258,8 +258,8 @@ def build(
     """A fresh model: `Normalize`, then the network `name`; it takes images in the unit of `mean` and `std`.
 
     :param name: A key of `MODELS`, or "module:factory": a user's own function or class, called with those of the
-        keywords `input_shape` and `nb_classes` that it takes. Its network gets `Normalize` as its first layer unless it is a
-        `Sequential` that begins with one.
+        keywords `input_shape` and `nb_classes` that it takes. Its network gets `Normalize` as its first layer unless
+        it is a `Sequential` that begins with one.
     :param input_shape: (channels, height, width).
     :param mean: One number per channel; None: 0. Likewise `std`; None: 1.
     :raises ValueError: Unknown name, images that the architecture does not take, or `mean` and `std` that do not fit.
