@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from nbconvert import HTMLExporter
 from sphinx.errors import ExtensionError
 
 import art_rs_plugin
@@ -17,6 +18,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = f"art-rs-plugin {release}"
+html_show_copyright = False
 html_css_files = ["wide.css"]
 html_static_path = ["static"]
 default_role = "code"  # docstrings name things in single backticks
@@ -53,6 +55,8 @@ def relinked(text, file):
         there = (file.parent / path).resolve()
         if not there.exists():
             raise ExtensionError(f"{file.relative_to(ROOT)} links to `{target}`, which does not exist")
+        if there.suffix == ".ipynb":
+            return f'<a href="notebooks/{there.stem}.html">{words}</a>'
         if image or (there.suffix == ".md" and there.parent == ROOT / "docs"):
             return f"{image}[{words}]({there.relative_to(ROOT / 'docs')}{'#' * bool(anchor)}{anchor})"
         return words
@@ -66,6 +70,16 @@ def read(app, docname, source):
     source[0] = _INCLUDED.sub(lambda match: section(match[1], match[2]), text)
 
 
+def notebooks(app, error):
+    """Pages of the notebooks with their outputs, as they are: nothing is executed."""
+    if error is None and app.builder.format == "html":
+        folder = Path(app.outdir) / "notebooks"
+        folder.mkdir(exist_ok=True)
+        for path in (ROOT / "examples" / "notebooks").glob("*.ipynb"):
+            page, _ = HTMLExporter().from_filename(str(path))
+            (folder / f"{path.stem}.html").write_text(page)
+
+
 def plain(app, what, name, obj, options, lines):
     """Docstrings have no emphasis: a star in `(m, *input_shape)` is a star."""
     for number, line in enumerate(lines):
@@ -77,4 +91,5 @@ def plain(app, what, name, obj, options, lines):
 def setup(app):
     """What Sphinx calls first."""
     app.connect("source-read", read)
+    app.connect("build-finished", notebooks)
     app.connect("autodoc-process-docstring", plain)

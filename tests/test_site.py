@@ -32,6 +32,12 @@ class TestSite:
         assert "SmoothedPGD" in text["attacks"]
         assert "MACERTrainer" in text["training"]
 
+    def test_has_the_notebooks_with_their_outputs(self, site: Path) -> None:
+        for notebook in (ROOT / "examples" / "notebooks").glob("*.ipynb"):
+            page = (site / "notebooks" / f"{notebook.stem}.html").read_text()
+            assert "data:image/png;base64" in page
+            assert f'href="notebooks/{notebook.stem}.html"' in (site / "notebooks.html").read_text()
+
     def test_says_of_every_public_name_what_it_is(self, site: Path) -> None:
         import art_rs_plugin
 
