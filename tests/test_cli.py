@@ -21,6 +21,8 @@ from art_rs_plugin.experiments.ledger import read_ledger
 from art_rs_plugin.training import OBJECTIVES
 
 COMMANDS = {command.callback.__name__: command for command in app.registered_commands}
+FIRST = ("train", "certify", "predict", "curve", "attack", "tightness", "compare", "paper")
+WITH_TWO_LEDGERS = ("paired", "audit", "report", "plan", "version")
 # what a certificate is; time is not part of it
 CERTIFIED = ("index", "label", "prediction", "radius", "counts", "selected", "p_lower", "p_upper", "n0", "n", "alpha")
 
@@ -44,10 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("train", "certify", "predict", "curve", "attack", "tightness", "compare", "paper"):
+        for name in FIRST:
             (folder / f"{name}.txt").write_text(run(*example(name)))
         run(*example("certify")[:-1], "digits-0.50.jsonl", "--sigma", "0.5", "--n", "1000")  # to compare with
-        for name in ("paired", "audit", "report", "version"):
+        for name in WITH_TWO_LEDGERS:
             (folder / f"{name}.txt").write_text(run(*example(name)))
     return folder
 
@@ -61,6 +63,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_ends_with_an_example(name: str) -> None:
     assert " ".join(example(name)) in " ".join(run(name, "--help").split())
+    assert name in (*FIRST, *WITH_TWO_LEDGERS, "demo"), "it is among those that run"
 
 
 def test_the_example_of_train_makes_a_checkpoint_that_says_what_it_is(folder: Path) -> None:
@@ -390,16 +393,18 @@ def test_a_recipe_with_a_method_and_data_of_its_own(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_is_the_main_job(tmp_path: Path) -> None:
-    output = run("demo", "--out", str(tmp_path / "demo"))
-    names = {path.name for path in (tmp_path / "demo").iterdir()}
+def test_demo_is_the_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = run(*example("demo"))
+    out = Path(example("demo")[-1])
+    names = {path.name for path in out.iterdir()}
     assert {"curve.png", "curve.svg", "curve.md", "curve.csv", "sigma_0.25.jsonl", "sigma_0.50.jsonl"} <= names
-    _header, rows = read_ledger(tmp_path / "demo/sigma_0.25.jsonl")
+    _header, rows = read_ledger(out / "sigma_0.25.jsonl")
     # the network's accuracy under noise is above .9, and nine tenths of the digits are beyond doubt
     assert sum(row["prediction"] == row["label"] for row in rows) / len(rows) > 0.9
     assert all(row["radius"] < 0.25 * 3.2 + 0.01 for row in rows), "no radius beyond what 10 000 unanimous votes give"
     for path in ("curve.png", "sigma_0.50.jsonl"):
-        assert str(tmp_path / "demo" / path) in output
+        assert str(out / path) in output
 
 
 def test_a_network_of_the_users_own_in_the_current_folder(tmp_path: Path) -> None:
