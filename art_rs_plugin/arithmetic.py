@@ -194,11 +194,13 @@ class Program:
         return lookup_backend("inductor")(graph, inputs)
 
     def _compile(self, example: torch.Tensor) -> torch.Tensor:
+        from torch._dynamo import config as tracing
         from torch._inductor import config
 
         # frozen weights are what lets convolutions be folded with normalisation and packed; read while tracing
         options = {"freezing": True} | ({"triton.cudagraphs": True} if example.device.type == "cuda" else {})
-        with config.patch(options):
+        # a number that differs from the last program's is a constant of this one: torch 2.6 fails to make it an input
+        with config.patch(options), tracing.patch(specialize_float=True):
             logits = self(example)
             for _ in range(2 if example.device.type == "cuda" else 0):
                 logits = self(example)  # a CUDA graph is recorded by the second call and replayed from the third on

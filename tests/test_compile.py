@@ -62,7 +62,8 @@ class TestCompile:
         assert np.array_equal(np.stack(made[6:]), made[0])
 
     def test_more_models_than_torch_compiles_of_one_function(self):
-        limit = torch._dynamo.config.recompile_limit
+        config = torch._dynamo.config
+        limit = config.recompile_limit if hasattr(config, "recompile_limit") else config.cache_size_limit  # torch 2.6
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
         for _ in range(limit + 2):
             estimator = smoothed(copy.deepcopy(model), compile=True)
