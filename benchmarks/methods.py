@@ -1,7 +1,8 @@
 r"""Training methods beside each other: recipes trained on one data set, certified on the same images, paired.
 
     python benchmarks/methods.py --data mnist --sigma 0.5 --recipes benchmarks/mnist/{gaussian,consistency,macer}.toml \
-        --images 500 --fixed --n 100000 --radii 0 0.25 0.5 0.75 1 1.25 1.5 1.75 2 2.25 --precision bf16 --out methods
+        --images 500 --fixed --n 100000 --radii 0 0.25 0.5 0.75 1 1.25 1.5 1.75 2 2.25 \
+        --precision bf16 --compile --out methods
     python benchmarks/methods.py --data cifar10 --sigma 0.25 --recipes cifar10-resnet20 cifar10-resnet20-consistency \
         cifar10-resnet20-smoothadv --images 2000 --n 2000 --radii 0 0.25 0.5 0.75 --out methods
 
@@ -74,7 +75,7 @@ def certified(options, name, folder):
     model, sigma = runs.open_network(folder, data)
     estimator = RandomizedSmoothingPyTorch(
         model, sigma, n0=N0, n=options.n, alpha=ALPHA, seed=options.seed, input_shape=data.input_shape,
-        precision=options.precision, device_type="cpu",
+        precision=options.precision, compile=options.compile or "auto", device_type="cpu",
     )  # fmt: skip
     budget = Fixed(n0=N0, n=options.n) if options.fixed else Looks(radii=options.radii, n_max=options.n)
     out = options.out / f"{Path(name).stem}-{options.sigma:g}-{budget.name}-{options.n}-{options.precision}.jsonl"
@@ -125,6 +126,7 @@ def main():
     parser.add_argument("--n", type=int, default=100_000, help="votes an image, at most or with --fixed")
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--precision", default="fp32", help="of certification")
+    parser.add_argument("--compile", action="store_true", help="for small networks, which are not of themselves")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("methods"))
     options = parser.parse_args()
