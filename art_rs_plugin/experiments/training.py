@@ -118,7 +118,7 @@ def train(
             "training": {"seed": seed, "ranks": ranks.size, **told(recipe)},
             "versions": runs.versions(),
         },
-        Validation(*data.arrays(held_out[:VALIDATED]), sigma, seed) if held_out else None,
+        Validation(*data.arrays(held_out[:VALIDATED]), sigma, seed, recipe.precision) if held_out else None,
         recipe,
         [],
         _scalars(out) if tensorboard and ranks.first else None,
