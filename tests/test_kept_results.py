@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
 from art_rs_plugin.experiments.audit import audit
+from art_rs_plugin.experiments.ledger import read_ledger
 
 KEPT = Path(__file__).parents[1] / "examples" / "checkpoints"
 LEDGERS = sorted(KEPT.glob("*/*.jsonl"))
+README = (KEPT.parents[1] / "README.md").read_text()
 
 
 def network_of(ledger: Path) -> Path | None:
@@ -32,3 +36,16 @@ def test_no_network_is_kept_without_its_ledger():
     assert LEDGERS
     folders = {path for path in KEPT.glob("*/*") if path.is_dir()}
     assert folders == {folder for folder in folders if any(name.name.startswith(f"{folder.name}-") for name in LEDGERS)}
+
+
+def test_the_table_of_methods_is_what_the_ledgers_hold():
+    lines = README.partition("| recipe | sigma | epochs |")[2].partition("\n\n")[0].splitlines()
+    radii = [float(cell.removeprefix("r = ")) for cell in lines[0].strip("| ").split(" | ")[:-1]]
+    rows = [line.strip("| ").split(" | ") for line in lines[2:]]
+    names = {f"{name}-{sigma}": cells for name, sigma, _, *cells in rows}
+    assert len(rows) == len(names) == len(list((KEPT / "mnist").glob("*.jsonl")))
+    for name, cells in names.items():
+        _, ledger = read_ledger(KEPT / "mnist" / f"{name}-fixed-100000-bf16.jsonl")
+        columns = [np.array([row[column] for row in ledger]) for column in ("prediction", "radius", "label")]
+        reached = [*certified_accuracy(*columns, radii), average_certified_radius(*columns)]
+        assert cells == [f"{value:.3f}" for value in reached], name
