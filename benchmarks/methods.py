@@ -4,7 +4,8 @@ r"""Training methods beside each other: recipes trained on one data set, certifi
         --images 500 --fixed --n 100000 --radii 0 0.25 0.5 0.75 1 1.25 1.5 1.75 2 2.25 \
         --precision bf16 --compile --out methods
     python benchmarks/methods.py --data cifar10 --sigma 0.25 --recipes cifar10-resnet20 cifar10-resnet20-consistency \
-        cifar10-resnet20-smoothadv --images 2000 --n 2000 --radii 0 0.25 0.5 0.75 --out methods
+        cifar10-resnet20-smoothadv --images 2000 --n 2000 --radii 0 0.25 0.5 0.75 \
+        --precision bf16 --compile --out methods
 
 The first recipe is what the others are held against: the difference of their certified accuracy at each radius, with
 exact McNemar tests, and of their average certified radius (ACR) with its standard error, over the same images. All
@@ -126,7 +127,7 @@ def main():
     parser.add_argument("--n", type=int, default=100_000, help="votes an image, at most or with --fixed")
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--precision", default="fp32", help="of certification")
-    parser.add_argument("--compile", action="store_true", help="for small networks, which are not of themselves")
+    parser.add_argument("--compile", action="store_true", help="certify by the compiled network, however small")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("methods"))
     options = parser.parse_args()
