@@ -49,8 +49,10 @@ def trained(options, name):
 
     if not finished(out, recipe, options):
         training.train(
-            data, recipe.model or options.model, options.sigma, out, recipe=recipe, seed=options.seed, on_epoch=say
-        )
+            data, recipe.model or options.model, options.sigma, out, recipe=recipe, seed=options.seed,
+            device="cuda" if options.device == "gpu" else "cpu", num_workers=options.num_workers,
+            cuda_graphs=options.cuda_graphs, on_epoch=say,
+        )  # fmt: skip
     epochs = [json.loads(line) for line in (out / training.METRICS).read_text().splitlines()]
     best = out / training.BEST
     return (best if best.exists() else out), recipe, sum(epoch["seconds"] for epoch in epochs)
@@ -73,22 +75,31 @@ def certified(options, name, folder):
     """The ledger's predictions, radii and labels of the test images, in order."""
     data = datasets.load(options.data, "test", root=options.data_root)
     indices = list(range(0, len(data), max(1, len(data) // options.images)))[: options.images]
-    model, sigma = runs.open_network(folder, data)
-    estimator = RandomizedSmoothingPyTorch(
-        model, sigma, n0=N0, n=options.n, alpha=ALPHA, seed=options.seed, input_shape=data.input_shape,
-        precision=options.precision, compile=options.compile or "auto", device_type="cpu",
-    )  # fmt: skip
     budget = Fixed(n0=N0, n=options.n) if options.fixed else Looks(radii=options.radii, n_max=options.n)
     out = options.out / f"{Path(name).stem}-{options.sigma:g}-{budget.name}-{options.n}-{options.precision}.jsonl"
+    model, sigma = runs.open_network(folder, data)
 
     def say(row, done, total):
         if done % 50 == 0 or done == total:
             print(f"  {name}: {done} of {total} certified", file=sys.stderr, flush=True)
 
-    runs.certify(estimator, data, indices, out, budget=budget, on_row=say)
+    if not whole(out, model, indices):
+        estimator = RandomizedSmoothingPyTorch(
+            model, sigma, n0=N0, n=options.n, alpha=ALPHA, seed=options.seed, input_shape=data.input_shape,
+            precision=options.precision, compile=options.compile or "auto", device_type=options.device,
+        )  # fmt: skip
+        runs.certify(estimator, data, indices, out, budget=budget, on_row=say)
     rows = {row["index"]: row for row in read_ledger(out)[1]}
     columns = ("prediction", "radius", "label")
     return {column: np.array([rows[index][column] for index in indices]) for column in columns}
+
+
+def whole(out, model, indices):
+    """Whether the ledger `out` has every image of this network, on whatever device they were certified."""
+    if not out.exists():
+        return False
+    header, rows = read_ledger(out)
+    return header["model"]["hash"] == checkpoints.model_hash(model) and set(indices) <= {row["index"] for row in rows}
 
 
 def table(options, found):
@@ -128,6 +139,9 @@ def main():
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--precision", default="fp32", help="of certification")
     parser.add_argument("--compile", action="store_true", help="certify by the compiled network, however small")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that load the training images")
+    parser.add_argument("--cuda-graphs", action="store_true", help="launch a training step's passes whole")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("methods"))
     options = parser.parse_args()

@@ -35,7 +35,7 @@ for method in gaussian consistency; do
       consistency-0.50) recipe=(--recipe cifar10-consistency --option weight=10) ;;
     esac
     once "train-$name" art-rs train "${recipe[@]}" --sigma "$sigma" --precision bf16 --num-workers 8 --seed 0 \
-      --out "$out/$name"
+      --cuda-graphs --out "$out/$name"
     once "certify-$name" art-rs certify --checkpoint "$out/$name" --data cifar10 --budget looks --radii "$radii" \
       --precision bf16 --seed 0 --out "$out/$name.jsonl"
   done

@@ -48,5 +48,5 @@ def test_python_blocks_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_shell_lines_name_options_that_exist(line: str) -> None:
     words = shlex.split(line)[1:]
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
-    known = {option for parameter in command.params for option in parameter.opts}
+    known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
     assert {word for word in words if word.startswith("--")} <= known

@@ -83,6 +83,9 @@ def train(
     unlabeled_weight: Annotated[float, typer.Option(help="Of the loss of --unlabeled.")] = 1.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard, too.")] = False,
     num_workers: Annotated[int, typer.Option(help="Processes that load images.")] = 0,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Launch a step's passes whole: for a small network on a GPU.")
+    ] = False,
     seed: options.Seed = None,
     device: options.Where = None,
     data_root: options.DataRoot = None,
@@ -135,6 +138,7 @@ def train(
             seed=seed,
             device=options.torch_device(device),
             num_workers=num_workers,
+            cuda_graphs=cuda_graphs,
             init=init,
             unlabeled=more,
             tensorboard=tensorboard,

@@ -42,6 +42,7 @@ def train(
     seed: int | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    cuda_graphs: bool = False,
     init: Path | None = None,
     unlabeled: Unlabeled | None = None,
     tensorboard: bool = False,
@@ -57,6 +58,7 @@ def train(
     :param init: Checkpoint folder to start from, of the same architecture; for other classes the head is a new one. Or
         somebody's file of weights.
     :param device: The CPU or the current GPU: "cpu" or "cuda".
+    :param cuda_graphs: Launch a step's passes whole, for a small network on a GPU.
     :param tensorboard: Write scalars for TensorBoard, too.
     :param ranks: Whom to train with: batch size and learning rate are those of all together. Rank 0 alone writes into
         `out`, a folder that all must see, and validates; the run goes on with as many ranks as it began with.
@@ -150,6 +152,7 @@ def train(
             precision=recipe.precision,
             clip=recipe.clip,
             average=average,
+            cuda_graphs=cuda_graphs,
             validate=folder.validate,
             checkpoint=state,
             identity={

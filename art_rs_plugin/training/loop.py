@@ -23,6 +23,7 @@ from art_rs_plugin.ranks import ALONE, Ranks
 from art_rs_plugin.training import across
 from art_rs_plugin.training.checked import Checked
 from art_rs_plugin.training.checkpoint import Epoch, TrainingState, read_checkpoint
+from art_rs_plugin.training.graphs import Graphed, check_graphs
 from art_rs_plugin.training.objectives import Objective, Step
 from art_rs_plugin.training.tally import Tally
 from art_rs_plugin.votes import Forward, mode
@@ -52,6 +53,7 @@ def train(
     precision: str = "fp32",
     clip: float | None = None,
     average: AveragedModel | None = None,
+    cuda_graphs: bool = False,
     validate: Callable[[int], Mapping[str, float]] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -80,6 +82,8 @@ def train(
     :param clip: Largest l2 norm of a step's gradient, to which longer ones are scaled down.
     :param average: Of the weights of `model`, updated after each step (`torch.optim.swa_utils`) and kept by the
         checkpoint.
+    :param cuda_graphs: Launch a step's passes whole (see `Graphed`), for a small network on a GPU, which else waits for
+        Python. For one process that trains the model itself, all of which must run on the GPU without waiting for it.
     :param validate: Called with the number of each epoch, before its checkpoint is written; what it returns joins the
         epoch's record. It draws from generators of its own.
     :param checkpoint: File written after each epoch. If it exists, the run goes on after its last epoch, up to the one
@@ -107,6 +111,9 @@ def train(
     if forward is not None and ranks.size > 1:
         raise ValueError(f"`forward` must be None for {ranks.size} ranks, which train the model itself, got {forward}")
     run = _Run(model, objective, optimizer, noise, seed, Checked(forward or model), precision, clip, average, ranks)
+    if cuda_graphs:
+        check_graphs(run.device, forward, ranks)
+        run.graphs = run.forward.forward = Graphed(model, run.forward.dtype)
     state = TrainingState(model, optimizer, scheduler, average)
     history: list[Epoch] = []
     path = None if checkpoint is None else Path(checkpoint)
@@ -160,6 +167,7 @@ class _Run:
     clip: float | None
     average: AveragedModel | None
     ranks: Ranks = ALONE
+    graphs: Graphed | None = None
     layout: ExitStack = field(default_factory=ExitStack)
     laid_out: bool = False
 
@@ -203,6 +211,8 @@ class _Run:
         with tqdm(batches, desc=title, unit="step", disable=not progress) as bar, ExitStack() as together:
             for step, (x, y, *weight) in enumerate(bar, start=1):
                 self.forward.expect(x, y, f"epoch {number}, step {step}", tuple(weight))
+                if self.graphs is not None:
+                    self.graphs.next_step()
                 x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
                 if not self.laid_out:
                     self.lay_out(x)
