@@ -30,6 +30,7 @@ from art_rs_plugin.core.curves import average_certified_radius, certified_accura
 from art_rs_plugin.core.paired import difference, mcnemar_two_sided
 from art_rs_plugin.experiments import checkpoints, datasets, recipes, runs, training
 from art_rs_plugin.experiments.ledger import read_ledger
+from art_rs_plugin.experiments.logs import round_down
 
 ALPHA, N0 = 0.001, 100
 
@@ -111,7 +112,7 @@ def table(options, found):
     for name, (recipe, seconds, result) in found.items():
         accuracy = certified_accuracy(*result.values(), options.radii)
         cells = [name, str(recipe.epochs), f"{seconds:.0f}", f"{seconds / first[1]:.2f}"]
-        cells += [f"{share:.3f}" for share in accuracy] + [f"{average_certified_radius(*result.values()):.3f}"]
+        cells += [round_down(value, 3) for value in (*accuracy, average_certified_radius(*result.values()))]
         rows.append(cells)
         if name == reference:
             continue

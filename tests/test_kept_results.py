@@ -8,6 +8,7 @@ import pytest
 from art_rs_plugin.core.curves import average_certified_radius, certified_accuracy
 from art_rs_plugin.experiments.audit import audit
 from art_rs_plugin.experiments.ledger import read_ledger
+from art_rs_plugin.experiments.logs import round_down
 
 KEPT = Path(__file__).parents[1] / "examples" / "checkpoints"
 LEDGERS = sorted(KEPT.glob("*/*.jsonl"))
@@ -45,4 +46,4 @@ def test_the_table_of_methods_is_what_the_ledgers_hold():
         _, ledger = read_ledger(KEPT / "mnist" / f"{name}-fixed-100000-bf16.jsonl")
         columns = [np.array([row[column] for row in ledger]) for column in ("prediction", "radius", "label")]
         reached = [*certified_accuracy(*columns, radii), average_certified_radius(*columns)]
-        assert cells == [f"{value:.3f}" for value in reached], name
+        assert cells == [round_down(value, 3) for value in reached], name

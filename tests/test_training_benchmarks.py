@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from art_rs_plugin.experiments.ledger import read_ledger
+from art_rs_plugin.experiments.logs import round_down
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -135,7 +136,7 @@ def test_methods_are_compared_in_pairs_on_what_their_ledgers_hold(tmp_path):
     right = [np.array([row["prediction"] == row["label"] for row in ledger]) for ledger in ledgers]
     radius = [np.array([row["radius"] for row in ledger]) for ledger in ledgers]
     for row, ok, r in zip(rows, right, radius, strict=False):
-        assert row[4:] == [f"{ok.mean():.3f}", f"{(ok & (r >= 0.25)).mean():.3f}", f"{(ok * r).mean():.3f}"]
+        assert row[4:] == [round_down(mean, 3) for mean in (ok.mean(), (ok & (r >= 0.25)).mean(), (ok * r).mean())]
     assert rows[2][4].startswith(f"{right[1].mean() - right[0].mean():+.3f} (")
     about = json.loads((tmp_path / "out" / "held-0.25" / "best" / "checkpoint.json").read_text())
     assert about["training"]["method"] == "consistency"
