@@ -1,5 +1,6 @@
 """Networks and ledgers that are kept in `examples/checkpoints`: each ledger is of the network beside it, and whole."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,28 @@ def test_no_network_is_kept_without_its_ledger():
     assert {path for path in KEPT.glob("*/*") if path.is_dir()} == set(map(folder_of, LEDGERS))
 
 
-def test_the_table_of_methods_is_what_the_ledgers_hold():
-    lines = README.partition("| recipe | sigma | epochs |")[2].partition("\n\n")[0].splitlines()
-    radii = [float(cell.removeprefix("r = ")) for cell in lines[0].strip("| ").split(" | ")[:-1]]
-    rows = [line.strip("| ").split(" | ") for line in lines[2:]]
-    names = {f"{name}-{sigma}": cells for name, sigma, _, *cells in rows}
-    assert len(rows) == len(names) == len(list((KEPT / "mnist").glob("*.jsonl")))
-    for name, cells in names.items():
-        _, ledger = read_ledger(KEPT / "mnist" / f"{name}-fixed-100000-bf16.jsonl")
-        columns = [np.array([row[column] for row in ledger]) for column in ("prediction", "radius", "label")]
-        reached = [*certified_accuracy(*columns, radii), average_certified_radius(*columns)]
-        assert cells == [round_down(value, 3) for value in reached], name
+def reached(ledger: Path, radii: list[float]) -> list[str]:
+    """Certified accuracy at each radius, and the average certified radius, as tables have them."""
+    columns = [
+        np.array([row[column] for row in read_ledger(ledger)[1]]) for column in ("prediction", "radius", "label")
+    ]
+    return [
+        round_down(value, 3) for value in (*certified_accuracy(*columns, radii), average_certified_radius(*columns))
+    ]
+
+
+def test_the_tables_of_methods_are_what_the_ledgers_hold():
+    told = []
+    for table in README.split("| recipe | sigma | epochs |")[1:]:
+        head, _, *lines = table.partition("\n\n")[0].splitlines()
+        radii = [float(radius) for radius in re.findall(r"r = ([\d.]+)", head)]
+        for name, sigma, _, *cells in (line.strip("| ").split(" | ") for line in lines):
+            (ledger,) = (
+                path for path in LEDGERS if path.name.startswith((f"{name}-{sigma}-fixed", f"{name}-{sigma}-looks"))
+            )
+            assert cells == reached(ledger, radii)[: len(cells)], ledger.stem
+            told.append(ledger)
+    (cells,) = re.findall(r"^\| trained here \| (.*) \|$", README, re.MULTILINE)
+    (paper,) = KEPT.glob("cifar10/resnet110-*.jsonl")
+    assert cells.split(" | ") == reached(paper, [0.0, 0.25, 0.5, 0.75])[:4]
+    assert sorted([*told, paper]) == LEDGERS
