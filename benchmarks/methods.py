@@ -9,11 +9,11 @@ r"""Training methods beside each other: recipes trained on one data set, certifi
 
 The first recipe is what the others are held against: the difference of their certified accuracy at each radius, with
 exact McNemar tests, and of their average certified radius (ACR) with its standard error, over the same images. All
-networks see the same noise. Recipes that hold images out are certified by the epoch that validated best, which test
-images never choose. Votes are cast by `Looks` of the radii, up to `--n`, whose certificates fall short of the average
-radius, or with `--fixed` by a fixed number, as published averages are. Networks and ledgers are in `--out`: stopped,
-the same command goes on, and networks whose epochs are done need no `training.pt` to be taken as they are. Seconds of
-training count only if nothing else ran.
+networks see the same noise on one device. Recipes that hold images out are certified by the epoch that validated best,
+which test images never choose. Votes are cast by `Looks` of the radii, up to `--n`, whose certificates fall short of
+the average radius, or with `--fixed` by a fixed number, as published averages are. Networks and ledgers are in `--out`:
+stopped, the same command goes on, and networks whose epochs are done need no `training.pt` to be taken as they are.
+Seconds of training count only if nothing else ran.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from art_rs_plugin.core.paired import difference, mcnemar_two_sided
 from art_rs_plugin.experiments import checkpoints, datasets, recipes, runs, training
 from art_rs_plugin.experiments.ledger import read_ledger
 from art_rs_plugin.experiments.logs import round_down
+from art_rs_plugin.experiments.rows import rule_of
 
 ALPHA, N0 = 0.001, 100
 
@@ -84,7 +85,8 @@ def certified(options, name, folder):
         if done % 50 == 0 or done == total:
             print(f"  {name}: {done} of {total} certified", file=sys.stderr, flush=True)
 
-    if not whole(out, model, indices):
+    rule = {**rule_of(budget), "alpha": ALPHA}
+    if not whole(out, model, indices, rule, options.seed):
         estimator = RandomizedSmoothingPyTorch(
             model, sigma, n0=N0, n=options.n, alpha=ALPHA, seed=options.seed, input_shape=data.input_shape,
             precision=options.precision, compile=options.compile or "auto", device_type=options.device,
@@ -95,12 +97,14 @@ def certified(options, name, folder):
     return {column: np.array([rows[index][column] for index in indices]) for column in columns}
 
 
-def whole(out, model, indices):
-    """Whether the ledger `out` has every image of this network, on whatever device they were certified."""
+def whole(out, model, indices, rule, seed):
+    """Whether the ledger `out` has every image of this network by this rule, on whatever device it was made."""
     if not out.exists():
         return False
     header, rows = read_ledger(out)
-    return header["model"]["hash"] == checkpoints.model_hash(model) and set(indices) <= {row["index"] for row in rows}
+    said = header["model"]["hash"], header["rule"], header["seed"]
+    same = said == (checkpoints.model_hash(model), json.loads(json.dumps(rule)), seed)
+    return same and set(indices) <= {row["index"] for row in rows}
 
 
 def table(options, found):
