@@ -1,6 +1,6 @@
 """Training beside ART's: the same network, images, epochs and optimizer, certified by the same certifier.
 
-    python benchmarks/training.py --data mnist --epochs 10 --out training
+    python benchmarks/training.py --data mnist --epochs 3 --out training
 
 For each method that ART has a smoother for (Gaussian augmentation, SmoothAdv, MACER, SmoothMix): ours and ART's begin
 with the same weights and train as long, with the method's options at ART's names and values where ART takes them; then
@@ -11,6 +11,24 @@ the failure probability, as ART has it.
 The claims: at no radius is ours significantly worse (exact one-sided McNemar tests over the images, level .01 over all
 of them), and an epoch of ours takes less time. Networks and results are in `--out`: stopped, the same command goes on.
 Status 1 if a claim does not hold.
+
+The command above, on one of a core's two threads while the other trained and certified too (x86-64 with AVX-512, torch
+2.14.1, ART 1.20.1); certified accuracy of 500 test images, sigma .25:
+
+| method | whose | r = 0 | r = 0.25 | r = 0.5 | r = 0.75 | seconds an epoch |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |
+| gaussian | ours | 0.972 | 0.948 | 0.906 | 0.846 | 19.2 |
+| gaussian | ART | 0.972 | 0.948 | 0.904 | 0.846 | 22.8 |
+| smoothadv | ours | 0.972 | 0.958 | 0.936 | 0.900 | 177 |
+| smoothadv | ART | 0.968 | 0.946 | 0.928 | 0.874 | 945 |
+| macer | ours | 0.968 | 0.944 | 0.902 | 0.844 | 428 |
+| macer | ART | 0.970 | 0.942 | 0.910 | 0.842 | 703 |
+| smoothmix | ours | 0.960 | 0.950 | 0.918 | 0.864 | 148 |
+| smoothmix | ART | 0.970 | 0.944 | 0.918 | 0.850 | 151 |
+
+The least p of the 16 tests is .031. Such seconds move with what else runs, so gaussian and smoothmix were timed again
+in turns (`--methods gaussian smoothmix --epochs 3 --train-images 4000 --images 4 --n 1000 --seed S`, S = 1, 2, 3): ours
+took .81, .74, .85 and .71, .58, .71 of ART's time.
 """
 
 import argparse
